@@ -1,0 +1,49 @@
+{#- Arrays, where DuckDB and Spark differ: DuckDB counts from 1, Spark from 0. -#}
+
+{% macro array_index(index) -%}
+    {{ (index ~ ' + 1') if target.type == 'duckdb' else index }}
+{%- endmacro %}
+
+{% macro array_size(array) -%}
+    {{ 'len(' ~ array ~ ')' if target.type == 'duckdb' else 'size(' ~ array ~ ')' }}
+{%- endmacro %}
+
+{#- An expression collected from all rows, in the order of one or more unique keys. -#}
+{% macro collect(expression, order_by) -%}
+    {%- set keys = [order_by] if order_by is string else order_by -%}
+    {%- if target.type == 'duckdb' -%}
+        list({{ expression }} order by {{ keys | join(', ') }})
+    {%- else -%}
+        transform(
+            sort_array(collect_list(struct({{ keys | join(', ') }}, {{ expression }} as item))),
+            element -> element.item
+        )
+    {%- endif -%}
+{%- endmacro %}
+
+{#- The last value of `step`, an expression of `so_far` and `element`, over an array. -#}
+{% macro fold(array, start, step) -%}
+    {%- if target.type == 'duckdb' -%}
+        list_reduce({{ array }}, lambda so_far, element: {{ step }}, {{ start }})
+    {%- else -%}
+        aggregate({{ array }}, {{ start }}, (so_far, element) -> {{ step }})
+    {%- endif -%}
+{%- endmacro %}
+
+{#- One row per element of an array column: position (from 1) and token_id. -#}
+{% macro unnest_tokens(relation, columns, array) -%}
+    {%- if target.type == 'duckdb' -%}
+        select
+            {{ columns | join(', ') }},
+            generate_subscripts({{ array }}, 1) as position,
+            unnest({{ array }}) as token_id
+        from {{ relation }}
+    {%- else -%}
+        select
+            {{ columns | join(', ') }},
+            tokens.index + 1 as position,
+            tokens.token_id
+        from {{ relation }}
+        lateral view posexplode({{ array }}) tokens as index, token_id
+    {%- endif -%}
+{%- endmacro %}

@@ -1,0 +1,85 @@
+-- One row per number of days and token that spells it: the walks through the grammar
+-- from where a gap, a move or an end may start to where it is complete.
+with
+
+transitions as (
+
+    select * from {{ ref('transitions') }}
+
+),
+
+tokens as (
+
+    select
+        tokens.token,
+        tokens.kind,
+        tokens.days,
+        kinds.role
+    from {{ ref('fixed_tokens') }} as tokens
+    inner join {{ ref('kinds') }} as kinds on tokens.kind = kinds.kind
+    where kinds.role in ('gap', 'move', 'end')
+
+),
+
+steps as (
+
+    select
+        transitions.state,
+        transitions.next_state,
+        tokens.role,
+        tokens.token,
+        tokens.days,
+        states.place = 'days' as is_underway
+    from transitions
+    inner join tokens on transitions.kind = tokens.kind
+    inner join {{ ref('states') }} as states on transitions.next_state = states.state
+
+),
+
+first_steps as (
+
+    select * from steps
+    where
+        (role = 'gap' and state = 'between')
+        or (role = 'move' and state = 'visit')
+        or (role = 'end' and state = 'visit_event')
+
+),
+
+walks as (
+
+    select
+        first_steps.role,
+        first_steps.token as token_1,
+        second_steps.token as token_2,
+        third_steps.token as token_3,
+        first_steps.days
+        + coalesce(second_steps.days, 0)
+        + coalesce(third_steps.days, 0) as days
+    from first_steps
+    left join steps as second_steps
+        on
+            first_steps.is_underway
+            and first_steps.next_state = second_steps.state
+            and first_steps.role = second_steps.role
+    left join steps as third_steps
+        on
+            second_steps.is_underway
+            and second_steps.next_state = third_steps.state
+            and second_steps.role = third_steps.role
+
+),
+
+spelled as (
+
+    select role, days, 1 as step, token_1 as token from walks
+    union all
+    select role, days, 2 as step, token_2 as token from walks
+    where token_2 is not null
+    union all
+    select role, days, 3 as step, token_3 as token from walks
+    where token_3 is not null
+
+)
+
+select * from spelled

@@ -1,0 +1,143 @@
+-- One row per row of the source's six event tables, with the visit that it belongs to:
+-- encoded, or with a reason. A field that is switched off is NULL from here on.
+with
+
+events as (
+
+    select * from {{ ref('int_events_united') }}
+
+),
+
+persons as (
+
+    select * from {{ ref('int_persons_checked') }}
+    where reason is null
+
+),
+
+visits as (
+
+    select * from {{ ref('int_visits_checked') }}
+    where reason is null and repetition = 1
+
+),
+
+spans as (
+
+    select * from {{ ref('int_spans_chosen') }}
+
+),
+
+switches as (
+
+    select
+        {%- for field in ['unit', 'hour', 'operator', 'value_concept', 'number',
+            'quantity', 'days_supply', 'end'] %}
+        max(case when field = '{{ field }}' then is_on end) = 1 as has_{{ field }}
+        {{- "," if not loop.last }}
+        {%- endfor %}
+    from {{ ref('fields') }}
+
+),
+
+read as (
+
+    select
+        events.source_table,
+        events.source_id,
+        events.person_id,
+        -- a visit of another person, or one that is not there, is no visit
+        visits.visit_occurrence_id,
+        coalesce(events.concept_id, 0) as concept_id,
+        events.event_date,
+        case when switches.has_unit then events.unit_concept_id end as unit_concept_id,
+        -- the time of day is used only where it says something
+        case
+            when
+                switches.has_hour
+                and cast(events.event_datetime as date) = events.event_date
+                and events.event_datetime
+                <> cast(cast(events.event_datetime as date) as timestamp)
+                then cast(extract(hour from events.event_datetime) as int)
+        end as hour,
+        case when switches.has_number then events.value_as_number end
+            as value_as_number,
+        case when switches.has_operator then events.operator_concept_id end
+            as operator_concept_id,
+        case when switches.has_value_concept then events.value_as_concept_id end
+            as value_as_concept_id,
+        case when switches.has_quantity then events.quantity end as quantity,
+        case when switches.has_days_supply then events.days_supply end as days_supply,
+        case when switches.has_end then events.end_date end as end_date,
+        events.concept_id is null as has_null_concept,
+        events.visit_occurrence_id is not null
+        and visits.visit_occurrence_id is null as has_lost_visit,
+        case
+            when persons.person_id is null then 'unknown_person'
+            when events.event_date is null then 'no_date'
+            when events.event_date not between spans.first_date and spans.last_date
+                then 'outside_language'
+            {%- if var('start_date') %}
+            when events.event_date < cast('{{ var("start_date") }}' as date)
+                then 'before_start_date'
+            {%- endif %}
+            when coalesce(events.concept_id, 0) = 0 then 'concept_zero'
+        end as reason
+    from events
+    cross join switches
+    left join persons on events.person_id = persons.person_id
+    left join spans on events.person_id = spans.person_id
+    left join visits
+        on
+            events.person_id = visits.person_id
+            and events.visit_occurrence_id = visits.visit_occurrence_id
+
+),
+
+checked as (
+
+    select
+        source_table,
+        source_id,
+        person_id,
+        visit_occurrence_id,
+        concept_id,
+        event_date,
+        unit_concept_id,
+        hour,
+        value_as_number,
+        operator_concept_id,
+        value_as_concept_id,
+        quantity,
+        days_supply,
+        end_date,
+        has_null_concept,
+        has_lost_visit,
+        case
+            when reason is not null then reason
+            when
+                row_number() over (
+                    partition by
+                        person_id,
+                        reason,
+                        source_table,
+                        concept_id,
+                        event_date,
+                        visit_occurrence_id,
+                        unit_concept_id,
+                        hour,
+                        value_as_number,
+                        operator_concept_id,
+                        value_as_concept_id,
+                        quantity,
+                        days_supply,
+                        end_date
+                    order by source_id
+                ) > 1
+                then 'repeated_event'
+        end as reason
+    from read
+
+)
+
+select * from checked

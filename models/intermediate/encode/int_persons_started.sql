@@ -1,0 +1,118 @@
+-- One row per person that is encoded: the year that its sequence starts in, its age
+-- then, and the days from its last visit (or 1 January of that year) to its death.
+with
+
+persons as (
+
+    select * from {{ ref('int_persons_checked') }}
+    where reason is null
+
+),
+
+deaths as (
+
+    select * from {{ ref('int_deaths_checked') }}
+    where reason is null
+
+),
+
+visits as (
+
+    select * from {{ ref('int_visits_ordered') }}
+
+),
+
+visit_spans as (
+
+    select
+        person_id,
+        max(visit_order) as visit_count,
+        min(visit_start_date) as first_start_date
+    from visits
+    group by 1
+
+),
+
+started as (
+
+    select
+        persons.person_id,
+        persons.gender_concept_id,
+        persons.race_concept_id,
+        persons.ethnicity_concept_id,
+        persons.year_of_birth,
+        deaths.death_date,
+        coalesce(visit_spans.visit_count, 0) as visit_count,
+        cast(
+            coalesce(
+                extract(year from visit_spans.first_start_date),
+                extract(year from deaths.death_date),
+                persons.year_of_birth
+            ) as int
+        ) as start_year,
+        last_visits.visit_end_date as last_end_date
+    from persons
+    left join deaths on persons.person_id = deaths.person_id
+    left join visit_spans on persons.person_id = visit_spans.person_id
+    left join visits as last_visits
+        on
+            visit_spans.person_id = last_visits.person_id
+            and visit_spans.visit_count = last_visits.visit_order
+
+),
+
+measured as (
+
+    select
+        person_id,
+        gender_concept_id,
+        race_concept_id,
+        ethnicity_concept_id,
+        year_of_birth,
+        death_date,
+        visit_count,
+        start_year,
+        start_year - year_of_birth as age_years,
+        cast(
+            {{ dbt.datediff(
+                "coalesce(last_end_date, cast(" ~ dbt.date_trunc('year', 'death_date')
+                ~ " as date))",
+                'death_date',
+                'day'
+            ) }} as int
+        ) as death_gap_days,
+        {{ dbt.hash(dbt.concat([
+            "'" ~ var('split_salt') ~ ":'",
+            'cast(person_id as ' ~ dbt.type_string() ~ ')'
+        ])) }} as person_hash
+    from started
+
+),
+
+split as (
+
+    select
+        person_id,
+        gender_concept_id,
+        race_concept_id,
+        ethnicity_concept_id,
+        year_of_birth,
+        death_date,
+        visit_count,
+        start_year,
+        age_years,
+        death_gap_days,
+        -- 70, 80 and 90 % of the eight hexadecimal digits, compared as text
+        case
+            when substr(person_hash, 1, 8) < 'b3333333' then 'train'
+            when substr(person_hash, 1, 8) < 'cccccccc' then 'validation'
+            when substr(person_hash, 1, 8) < 'e6666666' then 'holdout'
+            else 'reserve'
+        end as split,
+        -- the file of the timeline that holds the person: another digit, 0 to 15
+        {{ dbt.position('substr(person_hash, 9, 1)', "'0123456789abcdef'") }} - 1 as part
+    from measured
+
+)
+
+select * from split

@@ -1,0 +1,61 @@
+-- One row per row of the source's visit_occurrence table: encoded, or with a reason.
+with
+
+visits as (
+
+    select * from {{ ref('stg_omop__visit_occurrence') }}
+
+),
+
+persons as (
+
+    select * from {{ ref('int_persons_checked') }}
+    where reason is null
+
+),
+
+spans as (
+
+    select * from {{ ref('int_spans_chosen') }}
+
+),
+
+checked as (
+
+    select
+        visits.visit_occurrence_id,
+        visits.person_id,
+        coalesce(visits.visit_concept_id, 0) as visit_concept_id,
+        visits.visit_start_date,
+        coalesce(visits.visit_end_date, visits.visit_start_date) as visit_end_date,
+        visits.discharged_to_concept_id,
+        visits.visit_concept_id is null as has_null_concept,
+        visits.visit_end_date is null as has_null_end,
+        -- rows that share an id are kept apart; events go to the first
+        row_number() over (
+            partition by visits.person_id, visits.visit_occurrence_id
+            order by
+                visits.visit_start_date,
+                visits.visit_end_date,
+                visits.visit_concept_id,
+                visits.discharged_to_concept_id
+        ) as repetition,
+        case
+            when persons.person_id is null then 'unknown_person'
+            when visits.visit_start_date is null then 'no_date'
+            when
+                visits.visit_start_date not between spans.first_date and spans.last_date
+                or visits.visit_end_date not between spans.first_date and spans.last_date
+                then 'outside_language'
+            {%- if var('start_date') %}
+            when visits.visit_start_date < cast('{{ var("start_date") }}' as date)
+                then 'before_start_date'
+            {%- endif %}
+        end as reason
+    from visits
+    left join persons on visits.person_id = persons.person_id
+    left join spans on visits.person_id = spans.person_id
+
+)
+
+select * from checked

@@ -1,0 +1,97 @@
+-- One row per visit or loose day that is encoded, in the order of the sequence.
+-- A loose day holds the events of one date that belong to no visit.
+with
+
+checked_visits as (
+
+    select * from {{ ref('int_visits_checked') }}
+    where reason is null
+
+),
+
+loose_events as (
+
+    select * from {{ ref('int_events_checked') }}
+    where reason is null and visit_occurrence_id is null
+
+),
+
+united as (
+
+    select
+        person_id,
+        false as is_loose,
+        visit_occurrence_id,
+        repetition,
+        visit_concept_id,
+        visit_start_date,
+        visit_end_date,
+        discharged_to_concept_id
+    from checked_visits
+
+    union all
+
+    select
+        person_id,
+        true as is_loose,
+        cast(null as bigint) as visit_occurrence_id,
+        1 as repetition,
+        cast(null as bigint) as visit_concept_id,
+        event_date as visit_start_date,
+        event_date as visit_end_date,
+        cast(null as bigint) as discharged_to_concept_id
+    from loose_events
+    group by 1, 2, 3, 4, 5, 6, 7, 8
+
+),
+
+ordered as (
+
+    select
+        person_id,
+        is_loose,
+        visit_occurrence_id,
+        repetition,
+        visit_concept_id,
+        visit_start_date,
+        visit_end_date,
+        discharged_to_concept_id,
+        row_number() over (
+            partition by person_id
+            order by
+                visit_start_date,
+                is_loose,
+                visit_end_date,
+                visit_concept_id,
+                visit_occurrence_id,
+                repetition
+        ) as visit_order
+    from united
+
+),
+
+measured as (
+
+    select
+        person_id,
+        cast(visit_order as int) as visit_order,
+        is_loose,
+        visit_occurrence_id,
+        repetition,
+        visit_concept_id,
+        visit_start_date,
+        visit_end_date,
+        discharged_to_concept_id,
+        cast(
+            {{ dbt.datediff(
+                "coalesce(lag(visit_end_date) over (partition by person_id order by visit_order), cast("
+                ~ dbt.date_trunc('year', 'visit_start_date') ~ " as date))",
+                'visit_start_date',
+                'day'
+            ) }} as int
+        ) as gap_days
+    from ordered
+
+)
+
+select * from measured

@@ -1,0 +1,152 @@
+-- One row per token of the language of this data set, with its meaning. The fixed
+-- tokens come first, as the grammar has them; the others are those that any split has.
+with
+
+kinds as (
+
+    select kinds.*
+    from {{ ref('kinds') }} as kinds
+    inner join {{ ref('fields') }} as fields on kinds.field = fields.field
+    where fields.is_on = 1
+
+),
+
+persons as (
+
+    select * from {{ ref('int_persons_started') }}
+
+),
+
+visits as (
+
+    select * from {{ ref('int_visits_ordered') }}
+
+),
+
+events as (
+
+    select * from {{ ref('int_events_ordered') }}
+
+),
+
+families as (
+
+    select * from {{ ref('token_families') }}
+
+),
+
+-- a history that is cut starts its later parts with the year and the age of then
+person_years as (
+
+    select person_id, start_year as a_year from persons
+    union
+    select person_id, extract(year from visit_start_date) as a_year from visits
+    union
+    select person_id, extract(year from visit_end_date) as a_year from visits
+    union
+    select person_id, extract(year from event_date) as a_year from events
+
+),
+
+meanings as (
+
+    select
+        'year' as kind,
+        cast(a_year as bigint) as number,
+        cast(null as bigint) as concept_id
+    from person_years
+    union
+    select 'age', person_years.a_year - persons.year_of_birth, null
+    from person_years
+    inner join persons on person_years.person_id = persons.person_id
+    union
+    select 'gender', null, gender_concept_id from persons
+    union
+    select 'race', null, race_concept_id from persons
+    union
+    select 'ethnicity', null, ethnicity_concept_id from persons
+    union
+    select 'visit', null, visit_concept_id from visits
+    union
+    select 'discharge', null, discharged_to_concept_id from visits
+    union
+    select 'hour', hour, null from events
+    union
+    select 'operator', null, operator_concept_id from events
+    union
+    select 'value_concept', null, value_as_concept_id from events
+    union
+    select 'days_supply', days_supply, null from events
+
+),
+
+united as (
+
+    select
+        token,
+        kind,
+        days,
+        cast(null as bigint) as number,
+        cast(null as {{ dbt.type_string() }}) as source_table,
+        cast(null as bigint) as concept_id,
+        cast(null as bigint) as unit_concept_id
+    from {{ ref('fixed_tokens') }}
+
+    union all
+
+    select
+        families.prefix
+        || cast(
+            coalesce(meanings.number, meanings.concept_id) as {{ dbt.type_string() }}
+        ),
+        meanings.kind,
+        0,
+        meanings.number,
+        null,
+        meanings.concept_id,
+        null
+    from meanings
+    inner join families on meanings.kind = families.kind
+    where coalesce(meanings.number, meanings.concept_id) is not null
+
+    union all
+
+    select distinct
+        token,
+        'event',
+        0,
+        null,
+        source_table,
+        concept_id,
+        unit_concept_id
+    from events
+
+),
+
+numbered as (
+
+    select
+        cast(
+            row_number() over (
+                order by
+                    kinds.kind_order,
+                    abs(united.days),
+                    united.number,
+                    united.source_table,
+                    united.concept_id,
+                    united.unit_concept_id nulls first
+            ) - 1 as int
+        ) as token_id,
+        united.token,
+        united.kind,
+        cast(united.days as int) as days,
+        united.number,
+        united.source_table,
+        united.concept_id,
+        united.unit_concept_id
+    from united
+    inner join kinds on united.kind = kinds.kind
+
+)
+
+select * from numbered

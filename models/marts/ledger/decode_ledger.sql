@@ -1,0 +1,82 @@
+-- One row per outcome and target: every token of every sequence is in one row of
+-- outcome `row` (it made a row of that table), `structure` (it dates, links or
+-- describes one) or `left_out` (with the reason); `note` counts rows worth knowing.
+with
+
+sequences as (
+
+    select * from {{ ref('int_sequences_checked') }}
+
+),
+
+tokens as (
+
+    select * from {{ ref('int_tokens_typed') }}
+
+),
+
+events as (
+
+    select * from {{ ref('int_events_decoded') }}
+
+),
+
+visits as (
+
+    select * from {{ ref('int_visits_decoded') }}
+
+),
+
+final as (
+
+    select
+        'left_out' as outcome,
+        reason as target,
+        cast(sum(coalesce(token_count, 0)) as bigint) as token_count,
+        count(*) as row_count
+    from sequences
+    where reason is not null
+    group by 1, 2
+
+    union all
+
+    select
+        case when makes = 'structure' then 'structure' else 'row' end as outcome,
+        case
+            when makes = 'structure' then kind
+            when makes = 'event' then source_table
+            else makes
+        end as target,
+        count(*) as token_count,
+        case when makes = 'structure' then 0 else count(*) end as row_count
+    from tokens
+    group by makes, kind, source_table
+
+    union all
+
+    select
+        'note' as outcome,
+        'event_outside_its_visit' as target,
+        0 as token_count,
+        count(*) as row_count
+    from events
+    inner join visits
+        on events.person_id = visits.person_id and events.visit_order = visits.visit_order
+    where
+        events.event_date < visits.visit_start_date
+        or events.event_date > visits.visit_end_date
+
+    union all
+
+    select
+        'note' as outcome,
+        'visit_ends_before_it_starts' as target,
+        0 as token_count,
+        count(*) as row_count
+    from visits
+    where visit_end_date < visit_start_date
+
+)
+
+select * from final
+order by outcome, target

@@ -1,0 +1,52 @@
+-- One row per token, with its meaning and how often training has it.
+with
+
+vocabulary as (
+
+    select * from {{ ref('int_vocabulary') }}
+
+),
+
+concepts as (
+
+    -- a concept table that repeats an id must not repeat a token
+    select concept_id, min(concept_name) as concept_name
+    from {{ ref('stg_omop__concept') }}
+    group by 1
+
+),
+
+counts as (
+
+    select
+        token_id,
+        count(*) as train_count,
+        count(distinct person_id) as train_persons
+    from {{ ref('tokens') }}
+    where split = 'train'
+    group by 1
+
+),
+
+final as (
+
+    select
+        vocabulary.token_id,
+        vocabulary.token,
+        vocabulary.kind,
+        vocabulary.days,
+        vocabulary.number,
+        vocabulary.source_table,
+        vocabulary.concept_id,
+        vocabulary.unit_concept_id,
+        concepts.concept_name as name,
+        coalesce(counts.train_count, 0) as train_count,
+        coalesce(counts.train_persons, 0) as train_persons
+    from vocabulary
+    left join concepts on vocabulary.concept_id = concepts.concept_id
+    left join counts on vocabulary.token_id = counts.token_id
+
+)
+
+select * from final
+order by token_id

@@ -1,0 +1,142 @@
+"""What every step shares: clear errors, whole folders, manifests.
+
+Knows nothing of OMOP, tokens or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+TAIL_BYTES = 65_536  # a Parquet file's footer, with its statistics, lies here
+
+
+class InputError(Exception):
+    """The user's input is at fault: one line that says what, where and the mend."""
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a folder beside `path` that becomes `path` only if all went well.
+
+    Raises InputError if `path` is there already and holds something.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} is there already: name a new folder, or remove it.")
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if path.exists():
+        path.rmdir()
+    partial.rename(path)
+
+
+def files_fingerprint(files: Iterable[Path], root: Path) -> str:
+    """Hash names, sizes and last bytes of files: cheap, and moves with the content."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(root)}\0{size}\0".encode())
+        with file.open("rb") as handle:
+            handle.seek(max(0, size - TAIL_BYTES))
+            digest.update(handle.read())
+    return digest.hexdigest()
+
+
+def folder_fingerprint(folder: str | Path, pattern: str = "**/*.parquet") -> str:
+    """Hash the files of a folder that match a pattern."""
+    folder = Path(folder)
+    return files_fingerprint(
+        (file for file in folder.glob(pattern) if file.is_file()), folder
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, as far as it is installed."""
+    names = (
+        "omop-gpt duckdb dbt-core dbt-duckdb pyspark torch transformers pyarrow numpy"
+    )
+    found = {"python": platform.python_version()}
+    for name in names.split():
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any] | None:
+    """Return a step's manifest, or None where the step is not done."""
+    path = Path(folder) / MANIFEST
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    os.replace(partial, path)
+
+
+def write_manifest(
+    folder: str | Path,
+    *,
+    step: str,
+    settings: Mapping[str, Any],
+    inputs: str,
+    started: float,
+    result: Mapping[str, Any],
+) -> None:
+    """Say in `folder` what made it; its presence means that the step is done."""
+    content = {
+        "step": step,
+        "settings": dict(settings),
+        "inputs": inputs,
+        "seconds": round(time.time() - started, 1),
+        "versions": versions(),
+        "result": dict(result),
+    }
+    write_json(Path(folder) / MANIFEST, content)
+
+
+def is_done(
+    folder: str | Path, *, step: str, settings: Mapping[str, Any], inputs: str
+) -> bool:
+    """Say whether the step was done in `folder` with these settings and inputs.
+
+    Raises InputError if it was done there with others: nothing is mixed.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return False
+    wanted = json.loads(json.dumps(dict(settings)))
+    for name in sorted(manifest["settings"].keys() | wanted.keys()):
+        before, now = manifest["settings"].get(name), wanted.get(name)
+        if before != now:
+            raise InputError(
+                f"{folder} holds a {step} made with --{name} {before}, not {now}: "
+                "name a new output folder, or remove this one."
+            )
+    if manifest["inputs"] != inputs:
+        raise InputError(
+            f"{folder} holds a {step} of another input: "
+            "name a new output folder, or remove this one."
+        )
+    return True
