@@ -216,33 +216,23 @@ class Grammar:
 
     # --- histories that are longer than the context ------------------------------
 
-    @cached_property
-    def _spellings(self) -> dict[tuple[str, int], list[int]]:
-        """Token ids that spell a part of a number of days, by kind and days."""
-        return {
-            (self.kinds[kind], int(days)): token_id
-            for token_id, (kind, days) in enumerate(
-                zip(self.kind, self.days, strict=True)
-            )
-            if self.kind_rows[kind]["role"] in ("gap", "move")
-        }
-
     def spell(self, role: str, days: int) -> list[int]:
-        """Token ids that say a number of days as a `gap` or a `move` (0: as a gap)."""
-        back = "back_" if days < 0 else ""
-        years, rest = divmod(abs(days), 360)
-        months, single = divmod(rest, 30)
-        sign = -1 if days < 0 else 1
-        parts = [
-            (f"{role}_{back}years", 360 * years),
-            (f"{role}_{back}months", 30 * months),
-            (f"{role}_{back}days", single),
-        ]
-        token_ids = [
-            self._spellings[kind, sign * amount] for kind, amount in parts if amount
-        ]
-        if not single:
-            token_ids.append(self._spellings[f"{role}_zero", 0])
+        """Token ids that say a number of days as a `gap` or a `move`.
+
+        From where such a number may start, the largest legal part that does not
+        overshoot, until the grammar has the number complete. The same walk is the
+        dbt model int_days_spelled.
+        """
+        state = self.states.index({"gap": "between", "move": "visit"}[role])
+        token_ids: list[int] = []
+        while not token_ids or self.places[state] == "days":
+            legal = (self.next_state[state, self.kind] >= 0) & (self.roles == role)
+            fits = legal & (self.days * days >= 0) & (abs(self.days) <= abs(days))
+            candidates = np.flatnonzero(fits)
+            token_id = int(candidates[np.argmax(abs(self.days[candidates]))])
+            token_ids.append(token_id)
+            days -= int(self.days[token_id])
+            state = self.next_state[state, self.kind[token_id]]
         return token_ids
 
     @cached_property

