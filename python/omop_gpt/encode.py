@@ -203,14 +203,20 @@ def measure(timeline: Path) -> tuple[dict, dict]:
         con.execute(
             f"create view {name} as from read_parquet('{timeline}/{name}/*.parquet')"
         )
-    first, last = con.execute(
+    # an end is where an event ends, or a supply runs out: later than any visit, maybe
+    first, last, last_end = con.execute(
         """
-        select min(a_date), max(a_date)
+        select
+            min(a_date) filter (not is_end),
+            max(a_date) filter (not is_end),
+            max(a_date)
         from (
-            select person_id, visit_start_date as a_date from visits
-            union all select person_id, visit_end_date from visits
-            union all select person_id, event_date from events
-            union all select person_id, death_date from persons
+            select person_id, visit_start_date as a_date, false as is_end from visits
+            union all select person_id, visit_end_date, false from visits
+            union all select person_id, event_date, false from events
+            union all select person_id, death_date, false from persons
+            union all select person_id, end_date, true from events
+            union all select person_id, event_date + days_supply - 1, true from events
         )
         where person_id in (select person_id from persons where split = 'train')
         """
@@ -238,6 +244,7 @@ def measure(timeline: Path) -> tuple[dict, dict]:
     facts = {
         "first_date": str(first or "1970-01-01"),
         "last_date": str(last or "1970-01-01"),
+        "last_end_date": str(last_end or "1970-01-01"),
         "longest_history": longest,
     }
     return facts, {"persons": persons, "rows": rows}

@@ -1,7 +1,7 @@
 """The token language of one data set: its tokens, and what may follow what.
 
 Everything is read from a vocabulary folder (vocabulary.parquet, value_bins.parquet,
-manifest.json and grammar/*.csv): no token is known by its spelling. Knows nothing of
+event_values.parquet, manifest.json and grammar/*.csv): no token is known by its spelling. Knows nothing of
 models; the mask of the sampler is built in `mask.py`.
 """
 
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from omop_gpt.step import InputError, write_json
 
 GRAMMAR_FILES = ("kinds.csv", "states.csv", "transitions.csv", "fields.csv")
+TABLES = ("vocabulary", "event_values", "value_bins")
 EPOCH = np.datetime64("1970-01-01", "D")
 
 
@@ -37,7 +38,7 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for name in GRAMMAR_FILES:
         digest.update((folder / "grammar" / name).read_bytes())
-    for name in ("vocabulary", "value_bins"):
+    for name in TABLES:
         table = pq.read_table(folder / f"{name}.parquet")
         for column in sorted(table.column_names):
             digest.update(f"\0{column}\0".encode())
@@ -50,13 +51,13 @@ def save_language(
 ) -> str:
     """Put a data set's language into `folder` (new) and return its fingerprint.
 
-    `grammar` holds the seeds, `timeline` the tables vocabulary/ and value_bins/;
-    `facts` are what sampling must know: first_date, last_date, longest_history.
+    `grammar` holds the seeds, `timeline` the tables; `facts` are what sampling must
+    know: first_date, last_date, last_end_date, longest_history.
     """
     (folder / "grammar").mkdir(parents=True)
     for name in GRAMMAR_FILES:
         shutil.copy(grammar / name, folder / "grammar" / name)
-    for name in ("vocabulary", "value_bins"):
+    for name in TABLES:
         pq.write_table(
             pq.read_table(timeline / name), folder / f"{name}.parquet"
         )
@@ -170,6 +171,11 @@ class Grammar:
     def last_day(self) -> int:
         """Last date of the training split, in days since 1970-01-01."""
         return day_of(self.facts["last_date"])
+
+    @cached_property
+    def last_end_day(self) -> int:
+        """Last day that training has, ends of events included."""
+        return day_of(self.facts["last_end_date"])
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -299,6 +305,13 @@ class Grammar:
                 found[position] = cut
             cut = self.step(cut, token_id)
         return found
+
+    def cut_before(self, token_ids: np.ndarray, position: int) -> Cut:
+        """Where a history stands before one of its positions."""
+        cut = Cut()
+        for token_id in token_ids[:position].tolist():
+            cut = self.step(cut, token_id)
+        return cut
 
     def step(self, cut: Cut, token_id: int) -> Cut:
         """Where a history stands after one more token."""

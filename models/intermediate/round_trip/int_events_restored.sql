@@ -1,0 +1,150 @@
+-- One row per event that came back, with the source row and the source's visit that it
+-- was encoded from: position in the sequence is the link.
+with
+
+restored as (
+
+    select
+        'condition_occurrence' as source_table,
+        condition_occurrence_id as event_id,
+        person_id,
+        visit_occurrence_id,
+        condition_concept_id as concept_id,
+        condition_start_date as event_date,
+        condition_start_datetime as event_datetime,
+        cast(null as bigint) as unit_concept_id,
+        cast(null as bigint) as operator_concept_id,
+        cast(null as bigint) as value_as_concept_id,
+        cast(null as int) as days_supply
+    from {{ ref('condition_occurrence') }}
+
+    union all
+
+    select
+        'drug_exposure' as source_table,
+        drug_exposure_id as event_id,
+        person_id,
+        visit_occurrence_id,
+        drug_concept_id as concept_id,
+        drug_exposure_start_date as event_date,
+        drug_exposure_start_datetime as event_datetime,
+        cast(null as bigint) as unit_concept_id,
+        cast(null as bigint) as operator_concept_id,
+        cast(null as bigint) as value_as_concept_id,
+        days_supply
+    from {{ ref('drug_exposure') }}
+
+    union all
+
+    select
+        'procedure_occurrence' as source_table,
+        procedure_occurrence_id as event_id,
+        person_id,
+        visit_occurrence_id,
+        procedure_concept_id as concept_id,
+        procedure_date as event_date,
+        procedure_datetime as event_datetime,
+        cast(null as bigint) as unit_concept_id,
+        cast(null as bigint) as operator_concept_id,
+        cast(null as bigint) as value_as_concept_id,
+        cast(null as int) as days_supply
+    from {{ ref('procedure_occurrence') }}
+
+    union all
+
+    select
+        'measurement' as source_table,
+        measurement_id as event_id,
+        person_id,
+        visit_occurrence_id,
+        measurement_concept_id as concept_id,
+        measurement_date as event_date,
+        measurement_datetime as event_datetime,
+        unit_concept_id,
+        operator_concept_id,
+        value_as_concept_id,
+        cast(null as int) as days_supply
+    from {{ ref('measurement') }}
+
+    union all
+
+    select
+        'observation' as source_table,
+        observation_id as event_id,
+        person_id,
+        visit_occurrence_id,
+        observation_concept_id as concept_id,
+        observation_date as event_date,
+        observation_datetime as event_datetime,
+        unit_concept_id,
+        cast(null as bigint) as operator_concept_id,
+        value_as_concept_id,
+        cast(null as int) as days_supply
+    from {{ ref('observation') }}
+
+    union all
+
+    select
+        'device_exposure' as source_table,
+        device_exposure_id as event_id,
+        person_id,
+        visit_occurrence_id,
+        device_concept_id as concept_id,
+        device_exposure_start_date as event_date,
+        device_exposure_start_datetime as event_datetime,
+        unit_concept_id,
+        cast(null as bigint) as operator_concept_id,
+        cast(null as bigint) as value_as_concept_id,
+        cast(null as int) as days_supply
+    from {{ ref('device_exposure') }}
+
+),
+
+decoded as (
+
+    select * from {{ ref('int_events_decoded') }}
+
+),
+
+timeline_events as (
+
+    select * from {{ ref('events') }}
+
+),
+
+timeline_visits as (
+
+    select * from {{ ref('visits') }}
+
+),
+
+final as (
+
+    select
+        restored.source_table,
+        timeline_events.source_id,
+        restored.person_id,
+        restored.visit_occurrence_id is not null as has_visit,
+        timeline_visits.visit_occurrence_id,
+        restored.concept_id,
+        restored.event_date,
+        cast(extract(hour from restored.event_datetime) as int) as hour,
+        restored.unit_concept_id,
+        restored.operator_concept_id,
+        restored.value_as_concept_id,
+        restored.days_supply
+    from restored
+    inner join decoded on restored.event_id = decoded.event_id
+    left join timeline_events
+        on
+            decoded.person_id = timeline_events.person_id
+            and decoded.visit_order = timeline_events.visit_order
+            and decoded.event_order = timeline_events.event_order
+    left join timeline_visits
+        on
+            decoded.person_id = timeline_visits.person_id
+            and decoded.visit_order = timeline_visits.visit_order
+
+)
+
+select * from final

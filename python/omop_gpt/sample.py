@@ -1,0 +1,486 @@
+"""Sample new histories: the batch stays full, the grammar holds, the seed decides.
+
+Each patient has a random stream of its own, counted by its tokens: the same patients
+come out whatever shard, refill order or interruption. Knows nothing of OMOP tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    EpsilonLogitsWarper,
+    LogitsProcessorList,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from omop_gpt.flags import flag
+from omop_gpt.grammar import Grammar
+from omop_gpt.mask import Mask
+from omop_gpt.slots import ATTENTION, Slots
+from omop_gpt.step import (
+    InputError,
+    folder_fingerprint,
+    is_done,
+    read_manifest,
+    write_json,
+    write_manifest,
+)
+
+log = logging.getLogger(__name__)
+STRATEGIES = ("TopPStrategy", "TopKStrategy", "TopMixStrategy")
+PROMPT_TOKENS = 6  # [BOS] year age gender race ethnicity
+# Longest run of tokens without a place to cut: an event with its fields, a move, ...
+LONGEST_UNCUT = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Sample new sequences from a trained model."""
+
+    model_folder: str = flag("Folder of a trained model.")
+    output_folder: str = flag("Where generated_sequences/ and vocabulary/ are written.")
+    num_of_patients: int = flag("Patients to sample: exactly so many come out.")
+    tokenizer_folder: str = flag("Folder of the vocabulary; the model's if empty.", "")
+    batch_size: int = flag("Patients that are sampled at once.", 64)
+    buffer_size: int = flag("Patients in one Parquet file.", 1280)
+    context_window: int = flag("Tokens that the model sees; 0: all it can.", 0)
+    sampling_strategy: str = flag(f"One of {', '.join(STRATEGIES)}.", "TopPStrategy")
+    top_p: float = flag("Keep the likeliest tokens that reach this probability.", 1.0)
+    top_k: int = flag("Keep so many of the likeliest tokens.", 100)
+    temperature: float = flag("Below 1 sharper, above 1 flatter.", 1.0)
+    repetition_penalty: float = flag("Above 1: repeat less.", 1.0)
+    epsilon_cutoff: float = flag("Drop tokens less likely than this.", 0.0)
+    demographic_data_path: str = flag(
+        "Sequences whose demographics are drawn as prompts; empty: the model's own.", ""
+    )
+    max_tokens_per_patient: int = flag(
+        "Tokens after which a history must end; 0: the longest of training.", 0
+    )
+    min_persons: int = flag(
+        "Event and value tokens that fewer training persons have are not written.", 5
+    )
+    use_mask: bool = flag("Hold the grammar; false shows what it prevents.", True)
+    seed: int = flag("Seed: the same one gives the same patients.", 42)
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.sampling_strategy not in STRATEGIES:
+            raise InputError(
+                f"--sampling_strategy {self.sampling_strategy}: "
+                f"one of {', '.join(STRATEGIES)}."
+            )
+        for name, low in (
+            ("num_of_patients", 1), ("batch_size", 1), ("buffer_size", 1),
+            ("context_window", 0), ("max_tokens_per_patient", 0), ("top_k", 1),
+        ):  # fmt: skip
+            if getattr(self, name) < low:
+                raise InputError(f"--{name} {getattr(self, name)}: at least {low}.")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"--top_p {self.top_p}: above 0, at most 1.")
+        if self.temperature <= 0:
+            raise InputError(f"--temperature {self.temperature}: above 0.")
+        if 0 < self.context_window < 64:
+            raise InputError(f"--context_window {self.context_window}: at least 64.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """One history, and what happened on the way."""
+
+    patient: int
+    token_ids: np.ndarray  # (T,) int32
+    contexts: int  # chunks that the model saw it in
+    ended_by_limit: bool
+    rare_probability: float  # taken from rare tokens, summed over the tokens
+
+
+@dataclass
+class Row:
+    """What Python must know of a slot."""
+
+    patient: int = -1  # -1: idle
+    contexts: int = 1
+    forced: list[int] = field(default_factory=list)
+
+
+def stream(seed: int, patient: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Draw one uniform number per row from (seed, patient, token count): (B,) float64.
+
+    A counter-based generator (two rounds of SplitMix64's finaliser): no state to keep,
+    none to restore.
+    """
+    mixed = patient * -7046029254386353131 + count * -4417276706812531889
+    # Python's integers do not wrap as a tensor's do
+    mixed = mixed + (seed * 9782798678568883157 + 2**63) % 2**64 - 2**63
+    for _ in range(2):
+        mixed = (mixed ^ ((mixed >> 30) & ((1 << 34) - 1))) * -4658895280553007687
+        mixed = (mixed ^ ((mixed >> 27) & ((1 << 37) - 1))) * -7723592293110705685
+        mixed = mixed ^ ((mixed >> 31) & ((1 << 33) - 1))
+    return ((mixed >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
+
+
+def warpers(config: SampleConfig) -> LogitsProcessorList:
+    """transformers' own processors for the flags that are set."""
+    chosen = LogitsProcessorList()
+    strategy = config.sampling_strategy
+    if config.repetition_penalty != 1:
+        chosen.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+    if config.temperature != 1:
+        chosen.append(TemperatureLogitsWarper(config.temperature))
+    if strategy in ("TopKStrategy", "TopMixStrategy"):
+        chosen.append(TopKLogitsWarper(config.top_k))
+    if strategy in ("TopPStrategy", "TopMixStrategy") and config.top_p < 1:
+        chosen.append(TopPLogitsWarper(config.top_p))
+    if config.epsilon_cutoff > 0:
+        chosen.append(EpsilonLogitsWarper(config.epsilon_cutoff))
+    return chosen
+
+
+class Sampler:
+    """B slots that sample patients until all are done."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        grammar: Grammar,
+        config: SampleConfig,
+        prompts: np.ndarray | None = None,
+    ) -> None:
+        """Allocate the slots. `prompts`: (N, 6) demographics to draw from, or None."""
+        self.model, self.grammar, self.config = model, grammar, config
+        self.prompts = prompts
+        self.device = model.device
+        rows = config.batch_size
+        limit = int(model.config.max_position_embeddings)
+        self.width = min(config.context_window or limit, limit)
+        self.mask = Mask(
+            grammar,
+            rows=rows,
+            device=self.device,
+            min_persons=config.min_persons,
+            max_tokens=config.max_tokens_per_patient or None,
+        )
+        self.slots = Slots(model.config, rows, self.width, self.device, model.dtype)
+        self.warpers = warpers(config)
+        self.rare = torch.zeros(rows, device=self.device)
+        self.rows = [Row() for _ in range(rows)]
+        self.patient = torch.full((rows,), -1, dtype=torch.long, device=self.device)
+        self.history = torch.full(
+            (rows, self.width), grammar.pad_id, dtype=torch.long, device=self.device
+        )
+        may_cut = np.isin(grammar.places, ("between", "visit", "loose"))
+        self.may_cut = torch.as_tensor(may_cut, device=self.device)
+        cuts = (grammar.roles == "gap") | grammar.has_kind("hour", "event")
+        self.cuts = torch.as_tensor(cuts, device=self.device)
+
+    def run(self, patients: list[int]) -> Iterator[Sampled]:
+        """Sample these patients; yields each as it is done."""
+        waiting = iter(patients)
+        left = len(patients)
+        rows = len(self.rows)
+        tokens = torch.full((rows,), self.grammar.bos_id, device=self.device)
+        position = torch.zeros(rows, dtype=torch.long, device=self.device)
+        forced = torch.zeros(rows, dtype=torch.bool, device=self.device)
+        everyone = torch.arange(rows, device=self.device)
+        self.begin(everyone, waiting, tokens, position)
+        forced_rows = {r for r in range(rows) if self.rows[r].forced}
+        while left:
+            logits = self.forward(tokens, position)
+            position += 1
+            place = self.mask.state
+            sampled, ending = self.draw(logits)
+            forced.zero_()
+            for r in list(forced_rows):
+                sampled[r] = self.rows[r].forced.pop(0)
+                # a prompt of demographics is part of the history, a later chunk's not
+                forced[r] = self.rows[r].contexts > 1
+                if not self.rows[r].forced:
+                    forced_rows.discard(r)
+            written = ~forced
+            self.write(sampled, written)
+            finished = self.mask.state == self.mask.finish
+            full = position >= self.width - LONGEST_UNCUT
+            if self.config.use_mask:
+                cut = full & written & self.may_cut[place] & self.cuts[sampled]
+                cut &= ~finished
+            else:
+                cut = torch.zeros_like(full)
+                stopped = (position >= self.width) | (sampled == self.grammar.eos_id)
+                finished = stopped
+            tokens = sampled
+            done = finished.nonzero()[:, 0]
+            if len(done):
+                for r in done.tolist():
+                    if self.rows[r].patient >= 0:
+                        left -= 1
+                        yield self.finish(r, ended_by_limit=bool(ending[r]))
+                self.begin(done, waiting, tokens, position)
+                forced_rows |= {r for r in done.tolist() if self.rows[r].forced}
+            for r in cut.nonzero()[:, 0].tolist():
+                self.refill(r, tokens, position)
+                forced_rows.add(r)
+
+    def forward(self, tokens: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Feed one token per row (B,) at its position (B,); returns logits (B, V)."""
+        self.slots.place(position)
+        output = self.model(
+            input_ids=tokens[:, None],
+            position_ids=position[:, None],
+            past_key_values=self.slots,
+            use_cache=True,
+            slots=self.slots,
+        )
+        return output.logits[:, -1].float()
+
+    def draw(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sample the next token of each row: (B,) int64, and whether it must end."""
+        if self.config.use_mask:
+            allowed, known, ending = self.mask.allowed()
+            before = logits.masked_fill(~known, -torch.inf).logsumexp(-1)
+            logits = logits.masked_fill(~allowed, -torch.inf)
+            share = 1 - (logits.logsumexp(-1) - before).clamp(max=0).exp()
+            self.rare += torch.where(ending, 0.0, share)
+        else:
+            ending = torch.zeros_like(self.patient, dtype=torch.bool)
+        logits = self.warpers(self.history, logits)
+        cumulative = logits.double().softmax(-1).cumsum(-1)
+        uniform = stream(self.config.seed, self.patient, self.mask.count)
+        # just below the sum: rounding must never pick a token of probability 0
+        target = uniform * cumulative[:, -1] * (1 - 2.0**-50)
+        return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0], ending
+
+    def write(self, token_ids: torch.Tensor, rows: torch.Tensor) -> None:
+        """Append a token to the histories of some rows: (B,) ids, (B,) bool."""
+        where = self.mask.count.clone()
+        self.mask.advance(token_ids, rows)
+        if int(where.max()) >= self.history.shape[1]:
+            self.history = torch.nn.functional.pad(
+                self.history, (0, self.history.shape[1]), value=self.grammar.pad_id
+            )
+        index = torch.arange(len(rows), device=self.device)
+        kept = self.history[index, where]
+        self.history[index, where] = torch.where(rows, token_ids, kept)
+
+    def begin(
+        self,
+        rows: torch.Tensor,
+        waiting: Iterator[int],
+        tokens: torch.Tensor,
+        position: torch.Tensor,
+    ) -> None:
+        """Start the next patients in some rows, or leave them idle."""
+        self.mask.reset(rows)
+        self.rare[rows] = 0
+        self.history[rows] = self.grammar.pad_id
+        tokens[rows] = self.grammar.bos_id
+        position[rows] = 0
+        chosen = torch.zeros(len(self.rows), dtype=torch.bool, device=self.device)
+        chosen[rows] = True
+        for r in rows.tolist():
+            patient = next(waiting, -1)
+            self.rows[r] = Row(patient=patient, forced=self.prompt(patient))
+            self.patient[r] = patient
+        self.write(torch.full_like(tokens, self.grammar.bos_id), chosen)
+
+    def prompt(self, patient: int) -> list[int]:
+        """Demographics that a patient starts with, after [BOS]; none: the model's."""
+        if self.prompts is None or patient < 0:
+            return []
+        numbers = torch.tensor([patient]), torch.tensor([-1])
+        uniform = float(stream(self.config.seed, *numbers))
+        return self.prompts[int(uniform * len(self.prompts))][1:].tolist()
+
+    def finish(self, r: int, *, ended_by_limit: bool) -> Sampled:
+        """Take the history of a row."""
+        length = int(self.mask.count[r])
+        return Sampled(
+            patient=self.rows[r].patient,
+            token_ids=self.history[r, :length].cpu().numpy().astype(np.int32),
+            contexts=self.rows[r].contexts,
+            ended_by_limit=ended_by_limit,
+            rare_probability=float(self.rare[r]),
+        )
+
+    def refill(self, r: int, tokens: torch.Tensor, position: torch.Tensor) -> None:
+        """Start a new context with a [CONT] prompt and the token just sampled."""
+        length = int(self.mask.count[r])
+        history = self.history[r, :length].cpu().numpy()
+        cut = self.grammar.cut_before(history, length - 1)
+        prompt = self.grammar.continuation(cut, int(history[-1]))
+        tokens[r] = prompt[0]
+        position[r] = 0
+        self.rows[r].contexts += 1
+        self.rows[r].forced = [*prompt[1:], int(history[-1])]
+
+
+def load_model(folder: Path, grammar: Grammar) -> PreTrainedModel:
+    """Load a trained model for sampling, on CUDA in bf16 where there is one.
+
+    Raises InputError for a missing model, or one of another vocabulary.
+    """
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"--model_folder {folder} holds no model: `omop-gpt train` makes one."
+        )
+    cuda = torch.cuda.is_available()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        attn_implementation=ATTENTION,
+        dtype=torch.bfloat16 if cuda else torch.float32,
+        local_files_only=True,
+    )
+    trained_with = getattr(model.config, "omop_gpt_fingerprint", None)
+    if trained_with != grammar.fingerprint:
+        raise InputError(
+            f"the model of {folder} was trained with vocabulary "
+            f"{str(trained_with)[:12]}, but {grammar.folder} is "
+            f"{grammar.fingerprint[:12]}: give the model's own."
+        )
+    return model.to("cuda" if cuda else "cpu").eval()
+
+
+def read_prompts(path: str) -> np.ndarray | None:
+    """Demographics of the sequences in a folder: (N, 6) token ids; empty path: None."""
+    if not path:
+        return None
+    files = sorted(Path(path).glob("**/*.parquet"))
+    files = [file for file in files if file.parent.name != "vocabulary"]
+    if not files:
+        raise InputError(
+            f"--demographic_data_path {path} holds no sequences: name patient_sequence/"
+            "train, or leave the flag out."
+        )
+    lists = pa.chunked_array(
+        [
+            chunk
+            for file in files
+            for chunk in pq.read_table(file, columns=["token_ids"])["token_ids"].chunks
+        ]
+    )
+    return np.array([row.as_py()[:PROMPT_TOKENS] for row in lists])
+
+
+def write_shard(path: Path, rows: list[Sampled], grammar: Grammar) -> None:
+    """Write a shard's patients, in order, and their counts, whole or not at all."""
+    visits = grammar.has_kind("visit", "no_visit")
+    lists = [row.token_ids for row in rows]
+    table = pa.table(
+        {
+            "person_id": pa.array([row.patient + 1 for row in rows], pa.int64()),
+            "token_ids": pa.array(lists, pa.list_(pa.int32())),
+            "token_count": pa.array([len(ids) for ids in lists], pa.int32()),
+            "visit_count": pa.array([int(visits[ids].sum()) for ids in lists], pa.int32()),
+        }
+    )
+    counts = {
+        "patients": len(rows),
+        "tokens": sum(len(ids) for ids in lists),
+        "not_histories": sum(not grammar.is_history(ids) for ids in lists),
+        "ended_by_limit": sum(row.ended_by_limit for row in rows),
+        "longer_than_context": sum(row.contexts > 1 for row in rows),
+        "rare_probability": round(sum(row.rare_probability for row in rows), 6),
+    }
+    write_json(path.with_suffix(".json"), counts)
+    partial = path.with_suffix(".partial")
+    pq.write_table(table, partial, compression="zstd")
+    partial.rename(path)
+
+
+def sample(config: SampleConfig) -> Path:
+    """Sample patients into <output_folder>/generated_sequences; returns the folder."""
+    started = time.time()
+    folder = Path(config.model_folder)
+    vocabulary = Path(config.tokenizer_folder or folder) / "vocabulary"
+    grammar = Grammar.load(vocabulary)
+    output = Path(config.output_folder)
+    target = output / "generated_sequences"
+    settings = dataclasses.asdict(config)
+    for name in ("model_folder", "tokenizer_folder", "output_folder"):
+        del settings[name]
+    inputs = folder_fingerprint(folder, "*.safetensors") + grammar.fingerprint
+    if is_done(target, step="sample", settings=settings, inputs=inputs):
+        log.info("sample: done before, in %s", target)
+        return target
+    model = load_model(folder, grammar)
+    prompts = read_prompts(config.demographic_data_path)
+
+    partial = output / ".generated_sequences.partial"
+    wanted = {"settings": settings, "inputs": inputs}
+    begun = partial / "begun.json"
+    if not begun.is_file() or json.loads(begun.read_text()) != wanted:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_json(begun, wanted)
+    shards = [
+        list(range(first, min(first + config.buffer_size, config.num_of_patients)))
+        for first in range(0, config.num_of_patients, config.buffer_size)
+    ]
+    paths = [partial / f"part-{number:05d}.parquet" for number in range(len(shards))]
+    missing = [
+        (path, shard)
+        for path, shard in zip(paths, shards, strict=True)
+        if not path.is_file()
+    ]
+    sampler = Sampler(model, grammar, config, prompts)
+    found: dict[int, Sampled] = {}
+    waiting = [patient for _, shard in missing for patient in shard]
+    with (
+        torch.inference_mode(),
+        tqdm(total=config.num_of_patients, unit=" patients", mininterval=2) as progress,
+    ):
+        progress.update(config.num_of_patients - len(waiting))
+        for sampled in sampler.run(waiting):
+            found[sampled.patient] = sampled
+            progress.update()
+            while missing and all(p in found for p in missing[0][1]):
+                path, shard = missing.pop(0)
+                write_shard(path, [found.pop(p) for p in shard], grammar)
+    result = total_counts(partial, grammar.fingerprint)
+    begun.unlink()
+    for count in partial.glob("part-*.json"):
+        count.unlink()
+    write_manifest(
+        partial,
+        step="sample",
+        settings=settings,
+        inputs=inputs,
+        started=started,
+        result=result,
+    )
+    if not (output / "vocabulary").exists():
+        shutil.copytree(grammar.folder, output / "vocabulary")
+    partial.rename(target)
+    log.info("sample: %s", json.dumps(result))
+    return target
+
+
+def total_counts(folder: Path, fingerprint: str) -> dict[str, float | int | str]:
+    """Add up the counts that were written with each shard."""
+    shards = [json.loads(path.read_text()) for path in sorted(folder.glob("part-*.json"))]
+    total: dict[str, float | int | str] = {
+        name: sum(shard[name] for shard in shards) for name in shards[0]
+    }
+    # share of all probability that rare tokens would have had
+    total["rare_probability"] = round(
+        float(total["rare_probability"]) / max(int(total["tokens"]), 1), 6
+    )
+    total["vocabulary"] = fingerprint
+    return total

@@ -1,0 +1,114 @@
+"""A key-value cache of slots: each row stands at a position of its own.
+
+A row that is finished starts over at position 0 while the others go on, so a batch
+never waits for its longest member. Used with transformers' own models through
+AttentionInterface; nothing here depends on the model family.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PretrainedConfig
+from transformers.cache_utils import Cache
+
+ATTENTION = "omop_gpt_slots"
+SHORTEST = 64  # keys; a row attends over the next power of two of its own length
+
+
+class Slots(Cache):
+    """Keys and values of B rows and W positions, in every layer."""
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        rows: int,
+        width: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        """Allocate (layers, B, key-value heads, W, head size) twice."""
+        self.layers = []  # transformers asks; the tensors are ours
+        heads = getattr(config, "num_key_value_heads", None)
+        heads = heads or config.num_attention_heads
+        size = getattr(config, "head_dim", None)
+        size = size or config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, rows, heads, width, size)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.rows = torch.arange(rows, device=device)
+        self.width = width
+        self.position = torch.zeros(rows, dtype=torch.long, device=device)
+        self.groups: list[tuple[torch.Tensor, int, torch.Tensor]] = []
+
+    def place(self, position: torch.Tensor) -> None:
+        """Say where the next token of each row goes: (B,) int64.
+
+        Rows are grouped by the power of two that holds their own length, so that what
+        a row computes never depends on how long its neighbours are.
+        """
+        self.position = position
+        self.groups = []
+        low, size = 0, min(SHORTEST, self.width)
+        while low < self.width:
+            size = self.width if self.keys.is_cuda else min(size, self.width)
+            rows = ((position >= low) & (position < size)).nonzero()[:, 0]
+            if len(rows):
+                mask = torch.arange(size, device=position.device) <= position[rows, None]
+                self.groups.append((rows, size, mask[:, None, None, :]))
+            low, size = size, size * 2
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Put one token's keys and values (B, heads, 1, size) into their places."""
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        keys[self.rows, :, self.position] = key_states[:, :, 0].to(keys.dtype)
+        values[self.rows, :, self.position] = value_states[:, :, 0].to(values.dtype)
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: positions are given, row by row."""
+        return 0
+
+
+def slot_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    *,
+    slots: Slots,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend from one new token per row to what its row has so far.
+
+    query (B, heads, 1, size); key, value (B, key-value heads, W, size); returns
+    (B, 1, heads, size).
+    """
+    out = torch.empty_like(query)
+    grouped = query.shape[1] != key.shape[1]
+    for rows, size, mask in slots.groups:
+        whole = len(rows) == len(query)
+        out[rows] = scaled_dot_product_attention(
+            query if whole else query[rows],
+            key[:, :, :size] if whole else key[rows, :, :size],
+            value[:, :, :size] if whole else value[rows, :, :size],
+            attn_mask=mask,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, slot_attention)
