@@ -136,6 +136,7 @@ def encode(config: EncodeConfig) -> Path:
         return sequences
 
     partial = output / ".encode.partial"
+    work_folder = output / ".encode.dbt"  # stays where dbt failed, with its log
     shutil.rmtree(partial, ignore_errors=True)
     timeline = partial / "timeline"
     timeline.mkdir(parents=True)
@@ -148,7 +149,7 @@ def encode(config: EncodeConfig) -> Path:
                 "start_date": config.start_date,
             },
             warehouse=partial / "warehouse.duckdb",
-            work_folder=partial / "dbt",
+            work_folder=work_folder,
             cores=config.cores,
             memory=config.memory,
         )
@@ -157,6 +158,7 @@ def encode(config: EncodeConfig) -> Path:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    shutil.rmtree(work_folder, ignore_errors=True)
     for folder in (output / "timeline", sequences):
         write_manifest(
             folder,

@@ -111,6 +111,7 @@ def start_spark(cores: int, memory: str):  # noqa: ANN201 (pyspark's type is laz
     """Start a local Spark, or join the one that spark-submit has started."""
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ["JAVA_HOME"] = find_java()[0]
     from pyspark.sql import SparkSession
 
@@ -122,8 +123,7 @@ def start_spark(cores: int, memory: str):  # noqa: ANN201 (pyspark's type is laz
             "spark.executor.memory": os.environ.get("SPARK_EXECUTOR_MEMORY", memory),
             "spark.executor.cores": os.environ.get("SPARK_EXECUTOR_CORES", str(cores)),
             "spark.ui.enabled": "false",
-            "spark.driver.bindAddress": "127.0.0.1",
-            "spark.driver.host": "127.0.0.1",
+            "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
         }
         for name, value in settings.items():
             builder = builder.config(name, value)

@@ -57,6 +57,8 @@ def build(
     arguments += ["--target-path", str(work_folder / "target")]
     arguments += ["--log-path", str(work_folder / "logs")]
     arguments += ["--exclude-resource-type", "unit_test"]
+    # a warehouse that an older version made may have seeds of another shape
+    arguments += ["--full-refresh"]
     try:
         outcome = dbtRunner().invoke(arguments)
     finally:

@@ -27,6 +27,65 @@ visits as (
 
 ),
 
+deaths as (
+
+    select * from {{ ref('int_deaths_decoded') }}
+
+),
+
+notes as (
+
+    select 'event_outside_its_visit' as target, events.position
+    from events
+    inner join visits
+        on
+            events.person_id = visits.person_id
+            and events.visit_order = visits.visit_order
+    where
+        events.event_date < visits.visit_start_date
+        or events.event_date > visits.visit_end_date
+
+    union all
+
+    select 'event_after_death' as target, events.position
+    from events
+    inner join deaths on events.person_id = deaths.person_id
+    where events.event_date > deaths.death_date
+
+    union all
+
+    select 'event_ends_before_it_starts' as target, position
+    from events
+    where end_date < event_date
+
+    union all
+
+    select 'visit_ends_before_it_starts' as target, position
+    from visits
+    where visit_end_date < visit_start_date
+
+    union all
+
+    select 'visit_starts_after_death' as target, visits.position
+    from visits
+    inner join deaths on visits.person_id = deaths.person_id
+    where visits.visit_start_date > deaths.death_date
+
+    union all
+
+    -- a value that the table of its event has no column for
+    select 'value_without_a_column' as target, position
+    from events
+    where
+        (
+            source_table not in ('measurement', 'observation')
+            and (value_as_number is not null or value_as_concept_id is not null)
+        )
+        or (source_table <> 'measurement' and operator_concept_id is not null)
+        or (source_table <> 'drug_exposure' and days_supply is not null)
+
+),
+
 final as (
 
     select
@@ -54,27 +113,9 @@ final as (
 
     union all
 
-    select
-        'note' as outcome,
-        'event_outside_its_visit' as target,
-        0 as token_count,
-        count(*) as row_count
-    from events
-    inner join visits
-        on events.person_id = visits.person_id and events.visit_order = visits.visit_order
-    where
-        events.event_date < visits.visit_start_date
-        or events.event_date > visits.visit_end_date
-
-    union all
-
-    select
-        'note' as outcome,
-        'visit_ends_before_it_starts' as target,
-        0 as token_count,
-        count(*) as row_count
-    from visits
-    where visit_end_date < visit_start_date
+    select 'note' as outcome, target, 0 as token_count, count(*) as row_count
+    from notes
+    group by 1, 2
 
 )
 

@@ -15,8 +15,10 @@ typed as (
         cast(visit_concept_id as bigint) as visit_concept_id,
         cast(visit_start_date as date) as visit_start_date,
         cast(visit_end_date as date) as visit_end_date,
-        cast(
-            coalesce(discharged_to_concept_id, discharge_to_concept_id) as bigint
+        -- CDM 5.2 calls it discharge_to_concept_id
+        coalesce(
+            cast(discharged_to_concept_id as bigint),
+            cast(discharge_to_concept_id as bigint)
         ) as discharged_to_concept_id
     from source
 
