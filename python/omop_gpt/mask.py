@@ -45,7 +45,7 @@ class Mask:
         check_reachable(grammar, common, distance)
         following = grammar.next_state[:, grammar.kind]  # (S, V)
         after = np.where(common, distance[following], FAR)
-        pairs, row_of_event, value_ids = value_pairs(grammar, min_persons)
+        pairs, row_of_event, self.values = value_pairs(grammar, min_persons)
 
         def tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
             return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype).to(device)
@@ -57,7 +57,6 @@ class Mask:
         self.next_state = tensor(np.maximum(following, 0), torch.long)
         self.pairs = tensor(pairs, torch.bool)  # (E + 1, values)
         self.row_of_event = tensor(row_of_event, torch.long)  # (V,)
-        self.value_ids = tensor(value_ids, torch.long)
         self.days = tensor(grammar.days, torch.long)
         more = np.array(
             [
@@ -65,18 +64,21 @@ class Mask:
                 for row in grammar.kind_rows
             ]
         )[grammar.kind]
-        ends = grammar.roles == "end"
+        moves, ends = grammar.moves_cursor, grammar.roles == "end"
         supply = grammar.has_kind("days_supply")
-        moves = grammar.moves_cursor
-        dated = moves | ends | supply
-        self.dated_ids = tensor(np.flatnonzero(dated), torch.long)
+        # a supply of n days runs out n - 1 days after it starts
         span = np.where(supply, np.maximum(grammar.number - 1, 0), grammar.days)
-        self.reach_from = tensor((span + more[:, 0])[dated], torch.long)
-        self.reach_to = tensor((span + more[:, 1])[dated], torch.long)
-        self.from_end = tensor(ends[dated], torch.bool)
-        self.upto = tensor(
-            np.where(moves, grammar.last_day, grammar.last_end_day)[dated], torch.long
-        )
+        self.dated = [
+            (
+                run,
+                tensor(span[run] + more[run, 0], torch.long),
+                tensor(span[run] + more[run, 1], torch.long),
+                grammar.last_day if group is moves else grammar.last_end_day,
+                group is ends,
+            )
+            for group in (moves, ends, supply)
+            for run in [one_run(group)]
+        ]
         self.first_day = grammar.first_day
         years = grammar.has_kind("year")
         first_year, last_year = (
@@ -117,22 +119,19 @@ class Mask:
         (B,) bool: whether the row is past its limit, so that only the shortest way to
         [EOS] is left.
         """
-        within = torch.where(
-            self.from_end, self.end_cursor[:, None], self.cursor[:, None]
-        )
-        within = (within + self.reach_to >= self.first_day) & (
-            within + self.reach_from <= self.upto
-        )
-        values = self.pairs[self.event_row]
         allowed = self.legal[self.state]
         known = self.known[self.state]
-        for table in (allowed, known):
-            table[:, self.dated_ids] &= within
-        allowed[:, self.value_ids] &= values
+        for run, nearest, furthest, last_day, from_end in self.dated:
+            day = (self.end_cursor if from_end else self.cursor)[:, None]
+            within = (day + furthest >= self.first_day) & (day + nearest <= last_day)
+            allowed[:, run] &= within
+            known[:, run] &= within
+        allowed[:, self.values] &= self.pairs[self.event_row]
         ending = self.count >= self.max_tokens - self.furthest
-        after = torch.where(allowed, self.after[self.state], FAR)
-        shortest = after == after.min(dim=-1, keepdim=True).values
-        allowed &= shortest | ~ending[:, None]
+        if bool(ending.any()):
+            after = torch.where(allowed, self.after[self.state], FAR)
+            shortest = after == after.min(dim=-1, keepdim=True).values
+            allowed &= shortest | ~ending[:, None]
         return allowed, known, ending
 
     def advance(self, token_ids: torch.Tensor, rows: torch.Tensor) -> None:
@@ -228,9 +227,20 @@ def check_reachable(grammar: Grammar, legal: np.ndarray, distance: np.ndarray) -
             )
 
 
+def one_run(tokens: np.ndarray) -> slice:
+    """Token ids of a group as a slice: ids are given kind by kind, so they adjoin."""
+    token_ids = np.flatnonzero(tokens)
+    if not len(token_ids):
+        return slice(0, 0)
+    run = slice(int(token_ids[0]), int(token_ids[-1]) + 1)
+    if run.stop - run.start != len(token_ids):
+        raise RuntimeError("the vocabulary does not number tokens kind by kind")
+    return run
+
+
 def value_pairs(
     grammar: Grammar, min_persons: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, slice]:
     """Read which value tokens may follow which event.
 
     Returns pairs (E + 1, values) bool, whose first row, for events without values, is
@@ -241,9 +251,9 @@ def value_pairs(
     values = table["value_token_id"].to_numpy()
     enough = table["train_persons"].to_numpy() >= min_persons
     event_ids = np.unique(events)
-    value_ids = np.flatnonzero(grammar.roles == "value")
+    value_ids = one_run(grammar.roles == "value")
     row_of_event = np.zeros(grammar.vocab_size, np.int64)
     row_of_event[event_ids] = np.arange(1, len(event_ids) + 1)
-    pairs = np.zeros((len(event_ids) + 1, len(value_ids)), dtype=bool)
-    pairs[row_of_event[events[enough]], np.searchsorted(value_ids, values[enough])] = True
+    pairs = np.zeros((len(event_ids) + 1, value_ids.stop - value_ids.start), dtype=bool)
+    pairs[row_of_event[events[enough]], values[enough] - value_ids.start] = True
     return pairs, row_of_event, value_ids

@@ -289,7 +289,7 @@ class Sampler:
         """Start the next patients in some rows, or leave them idle."""
         self.mask.reset(rows)
         self.rare[rows] = 0
-        self.history[rows] = self.grammar.pad_id
+        self.history[rows] = self.grammar.pad_id  # repetition_penalty reads it
         tokens[rows] = self.grammar.bos_id
         position[rows] = 0
         chosen = torch.zeros(len(self.rows), dtype=torch.bool, device=self.device)
