@@ -79,7 +79,10 @@ STEPS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def usage() -> str:
     """List the steps."""
-    lines = ["usage: omop-gpt <step> [flags]; omop-gpt <step> --help lists its flags", ""]
+    lines = [
+        "usage: omop-gpt <step> [flags]; omop-gpt <step> --help lists its flags",
+        "",
+    ]
     lines += [f"  {name:9} {step.__doc__}" for name, step in STEPS.items()]
     return "\n".join(lines)
 

@@ -33,7 +33,9 @@ class DecodeConfig:
     """Decode sequences into OMOP tables."""
 
     patient_sequence_folder: str = flag("Sequences: sampled, or encoded real ones.")
-    omop_folder: str = flag("Where the OMOP tables are written as Parquet.")
+    omop_folder: str = flag(
+        "Where the OMOP tables are written as Parquet (the round trip writes none)."
+    )
     source_omop_folder: str = flag(
         "OMOP tables that the sequences were encoded from: the round trip compares "
         "with them.",
@@ -118,7 +120,8 @@ def decode(config: DecodeConfig) -> Path:
                 "patient_sequence_folder": str(folder.resolve()),
                 "vocabulary_folder": str(grammar.folder.resolve()),
                 "omop_schema": config.schema,
-                "omop_folder": str(partial.resolve()),
+                # the round trip is a check: its rows are real ones, and stay inside
+                "omop_folder": "" if round_trip else str(partial.resolve()),
             },
             warehouse=database,
             work_folder=work_folder,
@@ -150,4 +153,3 @@ def ledger_rows(database: Path, schema: str) -> dict[str, int]:
             "where outcome <> 'structure'"
         ).fetchall()
     return {f"{outcome}: {target}": count for outcome, target, count in rows}
-

@@ -64,7 +64,7 @@ def source_tables() -> list[str]:
 
 
 def source_files(input_folder: str) -> dict[str, list[Path]]:
-    """Data files of each OMOP table in a folder.
+    """List the data files of each OMOP table in a folder.
 
     Raises InputError for a missing folder, a missing person table, a broken file.
     """

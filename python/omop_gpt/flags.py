@@ -26,7 +26,7 @@ class OneLineParser(argparse.ArgumentParser):
         raise InputError(f"{self.prog}: {message} (--help lists the flags)")
 
 
-def flag(help: str, default: Any = dataclasses.MISSING) -> Any:  # noqa: A002
+def flag(help: str, default: Any = dataclasses.MISSING) -> Any:
     """Make a dataclass field that is a flag; without a default it must be given."""
     return dataclasses.field(default=default, metadata={"help": help})
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 SPLITS = ("train", "validation", "holdout", "reserve")
 SCHEMA = (
@@ -159,6 +160,14 @@ def pack(timeline_folder: str, output_folder: str, spark) -> None:  # noqa: ANN0
     )
 
 
+def smallest_person(file: Path) -> int:
+    """Smallest person_id of a file, from its statistics."""
+    metadata = pq.read_metadata(file)
+    column = metadata.schema.to_arrow_schema().get_field_index("person_id")
+    groups = range(metadata.num_row_groups)
+    return min(metadata.row_group(g).column(column).statistics.min for g in groups)
+
+
 def name_plainly(folder: Path) -> Mapping[str, int]:
     """Turn Spark's split=*/part-<n>-<random>.parquet into <split>/part-<n>.parquet.
 
@@ -173,7 +182,8 @@ def name_plainly(folder: Path) -> Mapping[str, int]:
         if found.is_dir():
             found.rename(target)
         target.mkdir(exist_ok=True)
-        parts = sorted(target.glob("part-*.parquet"))
+        # Spark numbers its tasks as it finds the files; their persons do not change
+        parts = sorted(target.glob("part-*.parquet"), key=smallest_person)
         for crc in target.glob(".*.crc"):
             crc.unlink()
         for number, part in enumerate(parts):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import time
@@ -92,7 +91,7 @@ def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def write_manifest(

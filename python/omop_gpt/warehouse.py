@@ -15,7 +15,7 @@ from omop_gpt.step import InputError
 
 
 def project_folder() -> Path:
-    """Folder of the dbt project: in an installed package beside it, else the checkout."""
+    """Return the dbt project's folder: inside an installed package, or the checkout."""
     installed = Path(__file__).parent / "dbt_project"
     checkout = Path(__file__).parents[2]
     for folder in (installed, checkout):

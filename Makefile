@@ -1,0 +1,53 @@
+# Two commands matter: `make demo` and `make test`. Both set up what they need.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?= demo_output
+PATIENTS ?= 2000
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-dbt test-python lint format build docs bench clean
+
+help: ## print this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed ## make .venv and install everything into it
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found: install it, or make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@# torch first and pinned: without it, pip takes the build with gigabytes of CUDA
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup ## simulate patients, then the whole loop; results in demo_output/
+	@test -d $(DEMO)/source || $(BIN)/omop-gpt simulate --output_folder $(DEMO)/source --num_of_patients $(PATIENTS)
+	$(BIN)/omop-gpt run --input_folder $(DEMO)/source --output_folder $(DEMO)/result --train_settings examples/tiny.yaml
+
+test: setup lint test-dbt test-python ## all tests: dbt's, pytest's, the linters
+
+lint: setup ## ruff and sqlfluff
+	$(BIN)/ruff check python examples benchmarks
+	$(BIN)/ruff format --check python examples benchmarks
+	$(BIN)/sqlfluff lint --processes 2 models tests
+
+test-dbt: setup ## dbt's unit tests of the models
+	OMOP_GPT_WAREHOUSE=target/test.duckdb $(BIN)/dbt build --profiles-dir . --no-partial-parse --full-refresh --selector unit_tests
+
+test-python: setup ## pytest
+	$(BIN)/pytest
+
+format: setup ## mend what the linters can
+	$(BIN)/ruff check --fix python examples benchmarks
+	$(BIN)/ruff format python examples benchmarks
+	$(BIN)/sqlfluff fix models tests
+
+build: setup ## the wheel, in dist/
+	$(BIN)/python -m build --wheel
+
+docs: setup ## dbt's documentation site, in docs/site/
+	$(BIN)/dbt docs generate --static --target-path docs/site
+
+clean: ## remove what the other commands made
+	rm -rf $(VENV) $(DEMO) dist build target logs docs/site .pytest_cache .ruff_cache

