@@ -94,9 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0 if argv else 2
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # threads that wait must not burn the core that another process needs
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    logging.getLogger("py4j").setLevel(logging.WARNING)
+    for name in ("py4j", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         if argv[0] not in STEPS:
             raise InputError(f"omop-gpt: no step {argv[0]}: one of {', '.join(STEPS)}.")

@@ -237,7 +237,8 @@ def test_sample_killed_and_run_again_gives_the_same_bytes(loop, tmp_path):
 @pytest.fixture(scope="session")
 def untrained(loop, tmp_path_factory):
     """A model of random weights that speaks the language of the loop."""
-    from omop_gpt.train import TrainConfig, build_model
+    from omop_gpt.settings import TrainConfig
+    from omop_gpt.trainer import build_model
 
     folder = tmp_path_factory.mktemp("untrained")
     grammar = Grammar.load(loop / "model" / "vocabulary")
