@@ -77,7 +77,7 @@ def test_sample_without_a_model(capsys, tmp_path):
         capsys, "sample", "--model_folder", str(tmp_path), "--num_of_patients", "3",
         "--output_folder", str(tmp_path / "output"),
     )  # fmt: skip
-    assert "holds no vocabulary" in line
+    assert "holds no model" in line
     assert not (tmp_path / "output").exists()
 
 
