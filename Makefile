@@ -6,7 +6,7 @@ DEMO ?= demo_output
 PATIENTS ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-dbt test-python lint format build docs bench clean
+.PHONY: help setup demo test test-python lint format build docs clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,22 +25,19 @@ demo: setup ## simulate patients, then the whole loop; results in demo_output/
 	@test -d $(DEMO)/source || $(BIN)/omop-gpt simulate --output_folder $(DEMO)/source --num_of_patients $(PATIENTS)
 	$(BIN)/omop-gpt run --input_folder $(DEMO)/source --output_folder $(DEMO)/result --train_settings examples/tiny.yaml
 
-test: setup lint test-dbt test-python ## all tests: dbt's, pytest's, the linters
+test: setup lint test-python ## all tests: the linters, pytest, and dbt's tests through it
 
 lint: setup ## ruff and sqlfluff
-	$(BIN)/ruff check python examples benchmarks
-	$(BIN)/ruff format --check python examples benchmarks
+	$(BIN)/ruff check python examples
+	$(BIN)/ruff format --check python examples
 	$(BIN)/sqlfluff lint --processes 2 models tests
-
-test-dbt: setup ## dbt's unit tests of the models
-	OMOP_GPT_WAREHOUSE=target/test.duckdb $(BIN)/dbt build --profiles-dir . --no-partial-parse --full-refresh --selector unit_tests
 
 test-python: setup ## pytest
 	$(BIN)/pytest
 
 format: setup ## mend what the linters can
-	$(BIN)/ruff check --fix python examples benchmarks
-	$(BIN)/ruff format python examples benchmarks
+	$(BIN)/ruff check --fix python examples
+	$(BIN)/ruff format python examples
 	$(BIN)/sqlfluff fix models tests
 
 build: setup ## the wheel, in dist/

@@ -360,6 +360,46 @@ def test_prompts_give_demographics_of_real_patients(loop):
             assert tuple(sampled.token_ids[:6].tolist()) in known
 
 
+def dbt(loop: Path, warehouse: Path, *argv: str) -> None:
+    """Run dbt as its users do, on the data of the loop."""
+    folder = Path(__file__).parents[2]
+    variables = {
+        "input_folder": str(loop.parent / "source"),
+        "patient_sequence_folder": str(loop / "generated_sequences"),
+        "vocabulary_folder": str(loop / "vocabulary"),
+    }
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "dbt.cli.main", *argv,
+            "--project-dir", str(folder), "--profiles-dir", str(folder),
+            "--target-path", str(warehouse.parent / "target"),
+            "--log-path", str(warehouse.parent / "logs"),
+            "--vars", json.dumps(variables),
+        ],
+        env=os.environ | {"OMOP_GPT_WAREHOUSE": str(warehouse)},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_dbts_unit_tests_pass(loop, tmp_path):
+    warehouse = tmp_path / "warehouse.duckdb"
+    shutil.copy(loop / "warehouse.duckdb", warehouse)
+    # partial parsing would keep old seeds
+    dbt(loop, warehouse, "--no-partial-parse", "test", "--select", "test_type:unit")
+
+
+def test_the_dbt_half_works_alone(loop, tmp_path):
+    warehouse = tmp_path / "warehouse.duckdb"
+    dbt(loop, warehouse, "seed")
+    dbt(loop, warehouse, "run", "--selector", "encode")
+    with duckdb.connect(str(warehouse), read_only=True) as con:
+        alone = con.execute("select count(*) from timeline.tokens").fetchone()
+    with duckdb.connect(str(loop / "warehouse.duckdb"), read_only=True) as con:
+        assert con.execute("select count(*) from timeline.tokens").fetchone() == alone
+
+
 def shared_data() -> Path:
     """OMOP data of other people's ETLs, where it lies beside the checkout."""
     return Path(__file__).parents[3] / "shared" / "data"
