@@ -1,7 +1,15 @@
-{#- Arrays, where DuckDB and Spark differ: DuckDB counts from 1, Spark from 0. -#}
+{#- Arrays, where DuckDB and Spark differ. -#}
 
-{% macro array_index(index) -%}
-    {{ (index ~ ' + 1') if target.type == 'duckdb' else index }}
+{#-
+    The element at an index that counts from 0; NULL outside the array. DuckDB counts
+    from 1, and below 0 from the end: an index that is below 0 must not find one there.
+-#}
+{% macro array_get(array, index) -%}
+    {%- if target.type == 'duckdb' -%}
+        {{ array }}[greatest({{ index }}, -1) + 1]
+    {%- else -%}
+        get({{ array }}, {{ index }})
+    {%- endif -%}
 {%- endmacro %}
 
 {% macro array_size(array) -%}

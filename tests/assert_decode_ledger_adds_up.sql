@@ -27,8 +27,8 @@ table_rows as (
     {%- for table in ['person', 'visit_occurrence', 'death', 'condition_occurrence',
         'drug_exposure', 'procedure_occurrence', 'measurement', 'observation',
         'device_exposure'] %}
-    select '{{ table }}' as target, count(*) as row_count from {{ ref(table) }}
-    {{- "\n    union all" if not loop.last }}
+        select '{{ table }}' as target, count(*) as row_count from {{ ref(table) }}
+        {{- "\n        union all" if not loop.last }}
     {%- endfor %}
 
 )

@@ -20,9 +20,9 @@ source_rows as (
     {%- for table in ['person', 'visit_occurrence', 'death', 'condition_occurrence',
         'drug_exposure', 'procedure_occurrence', 'measurement', 'observation',
         'device_exposure'] %}
-    select '{{ table }}' as source_table, count(*) as row_count
-    from {{ ref('stg_omop__' ~ table) }}
-    {{- "\n    union all" if not loop.last }}
+        select '{{ table }}' as source_table, count(*) as row_count
+        from {{ ref('stg_omop__' ~ table) }}
+        {{- "\n        union all" if not loop.last }}
     {%- endfor %}
 
 ),

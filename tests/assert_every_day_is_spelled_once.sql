@@ -7,8 +7,8 @@ with
 digits as (
 
     {%- for digit in range(10) %}
-    select {{ digit }} as digit
-    {{- "\n    union all" if not loop.last }}
+        select {{ digit }} as digit
+        {{- "\n        union all" if not loop.last }}
     {%- endfor %}
 
 ),

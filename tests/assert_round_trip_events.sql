@@ -25,7 +25,10 @@ restored as (
 -- source rows that repeat one another are one event
 missing as (
 
-    select distinct 'missing' as difference, cast(null as bigint) as source_id, {{ columns }}
+    select distinct
+        'missing' as difference,
+        cast(null as bigint) as source_id,
+        {{ columns }}
     from expected
     except all
     select 'missing' as difference, cast(null as bigint) as source_id, {{ columns }}

@@ -65,10 +65,9 @@ final as (
         events.value_as_concept_id,
         cast(null as double) as quantity,
         cast(events.days_supply as int) as days_supply,
-        cast(
-            {{ dbt.dateadd('day', 'cast(events.end_days as int)', 'events.event_date') }}
-            as date
-        ) as end_date,
+        cast({{ dbt.dateadd(
+            'day', 'cast(events.end_days as int)', 'events.event_date'
+        ) }} as date) as end_date,
         visits.visit_occurrence_id
     from events
     inner join persons on events.person_id = persons.person_id

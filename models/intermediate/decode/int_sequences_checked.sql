@@ -1,5 +1,10 @@
 -- One row per sequence: accepted, or with the reason why no row is made of it. The
 -- grammar is walked token by token; only a whole history is accepted.
+{%- set next_state = array_get(
+    'next_states.state_orders',
+    'so_far * next_states.kind_count - 1 + '
+    ~ array_get('token_kinds.kind_orders', 'element')
+) %}
 with
 
 sequences as (
@@ -23,9 +28,11 @@ states as (
 -- kind_order of each token id, and the next state of each state and kind (0: none)
 token_kinds as (
 
-    select {{ collect('kinds.kind_order', order_by='vocabulary.token_id') }} as kinds
+    select
+        {{ collect('kinds.kind_order', order_by='vocabulary.token_id') }} as kind_orders
     from {{ ref('stg_generated__vocabulary') }} as vocabulary
-    inner join kinds on vocabulary.kind = kinds.kind
+    -- a kind that this grammar lacks keeps its place: its tokens are unknown ones
+    left join kinds on vocabulary.kind = kinds.kind
 
 ),
 
@@ -43,7 +50,7 @@ next_states as (
         {{ collect(
             'coalesce(next_states.state_order, 0)',
             order_by=['all_states.state_order', 'kinds.kind_order']
-        ) }} as next_states,
+        ) }} as state_orders,
         max(kinds.kind_order) as kind_count
     from all_states
     cross join kinds
@@ -59,16 +66,11 @@ walked as (
         sequences.person_id,
         sequences.token_ids,
         {{ array_size('sequences.token_ids') }} as token_count,
-        token_kinds.kinds[{{ array_index('sequences.token_ids[' ~ array_index('0') ~ ']') }}]
-            as first_kind,
-        {{ fold(
-            'sequences.token_ids',
-            "1",
-            "next_states.next_states[" ~ array_index(
-                "so_far * next_states.kind_count + token_kinds.kinds["
-                ~ array_index('element') ~ "] - 1"
-            ) ~ "]"
-        ) }} as state_order,
+        {{ array_get(
+            'token_kinds.kind_orders', array_get('sequences.token_ids', 0)
+        ) }} as first_kind,
+        -- sqlfluff cannot read DuckDB's lambda
+        {{ fold('sequences.token_ids', 1, next_state) }} as state_order, -- noqa: PRS
         row_number() over (
             partition by sequences.person_id
             order by sequences.token_ids

@@ -49,7 +49,9 @@ counted as (
         count(case when vocabulary.role in ('move', 'gap') then 1 end)
             over (partition by unnested.person_id order by unnested.position)
             as day_number,
-        sum(case when vocabulary.role in ('gap', 'move') then vocabulary.days else 0 end)
+        sum(
+            case when vocabulary.role in ('move', 'gap') then vocabulary.days else 0 end
+        )
             over (partition by unnested.person_id order by unnested.position)
             as cursor_days,
         max(case when vocabulary.kind = 'year' then vocabulary.number end)
@@ -75,17 +77,16 @@ dated as (
         unit_concept_id,
         cast(visit_order as int) as visit_order,
         event_number,
-        -- the last hour token of the day: its position leads, so the largest is the last
+        -- the last hour token of the day: position leads, so the largest is the last
         max(case when kind = 'hour' then position * 100 + number end)
             over (partition by person_id, day_number order by position)
         % 100 as hour,
-        cast(
-            {{ dbt.dateadd(
-                'day',
-                'cursor_days',
-                "cast(lpad(cast(start_year as " ~ dbt.type_string() ~ "), 4, '0') || '-01-01' as date)"
-            ) }} as date
-        ) as cursor_date
+        cast({{ dbt.dateadd(
+            'day',
+            'cursor_days',
+            "cast(lpad(cast(start_year as " ~ dbt.type_string()
+            ~ "), 4, '0') || '-01-01' as date)"
+        ) }} as date) as cursor_date
     from counted
 
 )

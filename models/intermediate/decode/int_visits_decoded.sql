@@ -42,9 +42,9 @@ final as (
         visits.is_loose,
         visits.visit_concept_id,
         visits.visit_start_date,
-        cast(
-            {{ dbt.dateadd('day', 'visits.stay_days', 'visits.visit_start_date') }} as date
-        ) as visit_end_date,
+        cast({{ dbt.dateadd(
+            'day', 'visits.stay_days', 'visits.visit_start_date'
+        ) }} as date) as visit_end_date,
         visits.discharged_to_concept_id,
         case
             when not visits.is_loose

@@ -1,5 +1,7 @@
 -- One row per row of the source's six event tables, with the visit that it belongs to:
 -- encoded, or with a reason. A field that is switched off is NULL from here on.
+{%- set longest = var('longest_days') %}
+{%- set end_days = days_between('events.event_date', 'events.end_date') %}
 with
 
 events as (
@@ -31,11 +33,14 @@ spans as (
 switches as (
 
     select
-        {%- for field in ['unit', 'hour', 'operator', 'value_concept', 'number',
-            'quantity', 'days_supply', 'end'] %}
-        max(case when field = '{{ field }}' then is_on end) = 1 as has_{{ field }}
-        {{- "," if not loop.last }}
-        {%- endfor %}
+        max(case when field = 'unit' then is_on end) = 1 as has_unit,
+        max(case when field = 'hour' then is_on end) = 1 as has_hour,
+        max(case when field = 'number' then is_on end) = 1 as has_number,
+        max(case when field = 'operator' then is_on end) = 1 as has_operator,
+        max(case when field = 'value_concept' then is_on end) = 1 as has_value_concept,
+        max(case when field = 'quantity' then is_on end) = 1 as has_quantity,
+        max(case when field = 'days_supply' then is_on end) = 1 as has_days_supply,
+        max(case when field = 'end' then is_on end) = 1 as has_end
     from {{ ref('fields') }}
 
 ),
@@ -68,7 +73,12 @@ read as (
             as value_as_concept_id,
         case when switches.has_quantity then events.quantity end as quantity,
         case when switches.has_days_supply then events.days_supply end as days_supply,
-        case when switches.has_end then events.end_date end as end_date,
+        -- an end beyond the language (9999-12-31, mostly) is no end, and counted
+        case
+            when switches.has_end and abs({{ end_days }}) <= {{ longest }}
+                then events.end_date
+        end as end_date,
+        switches.has_end and abs({{ end_days }}) > {{ longest }} as has_far_end,
         events.concept_id is null as has_null_concept,
         events.visit_occurrence_id is not null
         and visits.visit_occurrence_id is null as has_lost_visit,
@@ -111,6 +121,7 @@ checked as (
         quantity,
         days_supply,
         end_date,
+        has_far_end,
         has_null_concept,
         has_lost_visit,
         case

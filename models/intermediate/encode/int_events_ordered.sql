@@ -22,12 +22,6 @@ visits as (
 
 ),
 
-event_tables as (
-
-    select * from {{ ref('event_tables') }}
-
-),
-
 placed as (
 
     select
@@ -53,15 +47,14 @@ placed as (
             '@' || cast(events.unit_concept_id as {{ dbt.type_string() }}), ''
         ) as token
     from events
-    inner join event_tables on events.source_table = event_tables.source_table
+    inner join {{ ref('event_tables') }} as event_tables
+        on events.source_table = event_tables.source_table
     inner join visits
         on
             events.person_id = visits.person_id
-            and coalesce(events.visit_occurrence_id, 0)
-            = coalesce(visits.visit_occurrence_id, 0)
-            and coalesce(events.loose_date, cast('1970-01-01' as date))
-            = coalesce(visits.loose_date, cast('1970-01-01' as date))
-            and (events.loose_date is null) = (visits.loose_date is null)
+            and events.visit_occurrence_id
+            is not distinct from visits.visit_occurrence_id
+            and events.loose_date is not distinct from visits.loose_date
 
 ),
 
@@ -88,6 +81,23 @@ ordered as (
 
 ),
 
+preceded as (
+
+    select
+        *,
+        coalesce(
+            lag(event_date) over (
+                partition by person_id, visit_order order by event_order
+            ),
+            visit_start_date
+        ) as cursor_date,
+        lag(hour) over (
+            partition by person_id, visit_order order by event_order
+        ) as previous_hour
+    from ordered
+
+),
+
 measured as (
 
     select
@@ -99,30 +109,15 @@ measured as (
         concept_id,
         unit_concept_id,
         event_date,
-        cast(
-            {{ dbt.datediff('visit_start_date', 'event_date', 'day') }} as int
-        ) as day_offset,
-        cast(
-            {{ dbt.datediff(
-                'coalesce(lag(event_date) over (partition by person_id, visit_order order by event_order), visit_start_date)',
-                'event_date',
-                'day'
-            ) }} as int
-        ) as move_days,
+        {{ days_between('visit_start_date', 'event_date') }} as day_offset,
+        {{ days_between('cursor_date', 'event_date') }} as move_days,
         hour,
         -- a change of day or visit resets the hour to unknown
         hour is not null
         and (
             event_order = 1
-            or event_date <> lag(event_date) over (
-                partition by person_id, visit_order order by event_order
-            )
-            or hour <> coalesce(
-                lag(hour) over (
-                    partition by person_id, visit_order order by event_order
-                ),
-                -1
-            )
+            or event_date <> cursor_date
+            or hour is distinct from previous_hour
         ) as is_new_hour,
         value_as_number,
         value_bin,
@@ -131,9 +126,9 @@ measured as (
         quantity,
         days_supply,
         end_date,
-        cast({{ dbt.datediff('event_date', 'end_date', 'day') }} as int) as end_days,
+        {{ days_between('event_date', 'end_date') }} as end_days,
         token
-    from ordered
+    from preceded
 
 )
 

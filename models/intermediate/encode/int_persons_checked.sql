@@ -22,10 +22,10 @@ numbered as (
         row_number() over (
             partition by person_id
             order by
-                year_of_birth,
-                gender_concept_id,
-                race_concept_id,
-                ethnicity_concept_id
+                year_of_birth nulls last,
+                gender_concept_id nulls last,
+                race_concept_id nulls last,
+                ethnicity_concept_id nulls last
         ) as repetition
     from source_persons
 

@@ -50,7 +50,10 @@ started as (
                 persons.year_of_birth
             ) as int
         ) as start_year,
-        last_visits.visit_end_date as last_end_date
+        coalesce(
+            last_visits.visit_end_date,
+            cast({{ dbt.date_trunc('year', 'deaths.death_date') }} as date)
+        ) as cursor_date
     from persons
     left join deaths on persons.person_id = deaths.person_id
     left join visit_spans on persons.person_id = visit_spans.person_id
@@ -73,14 +76,7 @@ measured as (
         visit_count,
         start_year,
         start_year - year_of_birth as age_years,
-        cast(
-            {{ dbt.datediff(
-                "coalesce(last_end_date, cast(" ~ dbt.date_trunc('year', 'death_date')
-                ~ " as date))",
-                'death_date',
-                'day'
-            ) }} as int
-        ) as death_gap_days,
+        {{ days_between('cursor_date', 'death_date') }} as death_gap_days,
         {{ dbt.hash(dbt.concat([
             "'" ~ var('split_salt') ~ ":'",
             'cast(person_id as ' ~ dbt.type_string() ~ ')'
@@ -110,7 +106,10 @@ split as (
             else 'reserve'
         end as split,
         -- the file of the timeline that holds the person: another digit, 0 to 15
-        {{ dbt.position('substr(person_hash, 9, 1)', "'0123456789abcdef'") }} - 1 as part
+        cast(
+            {{ dbt.position('substr(person_hash, 9, 1)', "'0123456789abcdef'") }} - 1
+            as int
+        ) as part
     from measured
 
 )

@@ -38,7 +38,7 @@ far_apart as (
     select person_id
     from dates
     group by 1
-    having {{ dbt.datediff('min(a_date)', 'max(a_date)', 'day') }} > {{ longest }}
+    having {{ days_between('min(a_date)', 'max(a_date)') }} > {{ longest }}
 
 ),
 
@@ -49,7 +49,7 @@ counted as (
         dates.a_date,
         count(*) over (
             partition by dates.person_id
-            order by {{ dbt.datediff("cast('1970-01-01' as date)", 'dates.a_date', 'day') }}
+            order by {{ days_between("cast('1970-01-01' as date)", 'dates.a_date') }}
             range between current row and {{ longest }} following
         ) as date_count
     from dates
@@ -65,7 +65,7 @@ ranked as (
         a_date as first_date,
         row_number() over (
             partition by person_id
-            order by date_count desc, a_date
+            order by date_count desc, a_date asc
         ) as rank_in_person
     from (select distinct person_id, a_date, date_count from counted) as distinct_dates
 

@@ -20,7 +20,7 @@ spans as (
 
 ),
 
-checked as (
+placed as (
 
     select
         visits.visit_occurrence_id,
@@ -31,21 +31,13 @@ checked as (
         visits.discharged_to_concept_id,
         visits.visit_concept_id is null as has_null_concept,
         visits.visit_end_date is null as has_null_end,
-        -- rows that share an id are kept apart; events go to the first
-        row_number() over (
-            partition by visits.person_id, visits.visit_occurrence_id
-            order by
-                visits.visit_start_date,
-                visits.visit_end_date,
-                visits.visit_concept_id,
-                visits.discharged_to_concept_id
-        ) as repetition,
         case
             when persons.person_id is null then 'unknown_person'
             when visits.visit_start_date is null then 'no_date'
             when
                 visits.visit_start_date not between spans.first_date and spans.last_date
-                or visits.visit_end_date not between spans.first_date and spans.last_date
+                or visits.visit_end_date
+                not between spans.first_date and spans.last_date
                 then 'outside_language'
             {%- if var('start_date') %}
             when visits.visit_start_date < cast('{{ var("start_date") }}' as date)
@@ -55,6 +47,31 @@ checked as (
     from visits
     left join persons on visits.person_id = persons.person_id
     left join spans on visits.person_id = spans.person_id
+
+),
+
+checked as (
+
+    select
+        visit_occurrence_id,
+        person_id,
+        visit_concept_id,
+        visit_start_date,
+        visit_end_date,
+        discharged_to_concept_id,
+        has_null_concept,
+        has_null_end,
+        -- rows that share an id are kept apart; events go to the first that is encoded
+        row_number() over (
+            partition by person_id, visit_occurrence_id, reason
+            order by
+                visit_start_date nulls last,
+                visit_end_date nulls last,
+                visit_concept_id,
+                discharged_to_concept_id nulls last
+        ) as repetition,
+        reason
+    from placed
 
 )
 

@@ -9,9 +9,10 @@ checked_visits as (
 
 ),
 
-loose_events as (
+loose_days as (
 
-    select * from {{ ref('int_events_checked') }}
+    select distinct person_id, event_date
+    from {{ ref('int_events_checked') }}
     where reason is null and visit_occurrence_id is null
 
 ),
@@ -40,8 +41,7 @@ united as (
         event_date as visit_start_date,
         event_date as visit_end_date,
         cast(null as bigint) as discharged_to_concept_id
-    from loose_events
-    group by 1, 2, 3, 4, 5, 6, 7, 8
+    from loose_days
 
 ),
 
@@ -63,10 +63,22 @@ ordered as (
                 is_loose,
                 visit_end_date,
                 visit_concept_id,
-                visit_occurrence_id,
+                visit_occurrence_id nulls last,
                 repetition
         ) as visit_order
     from united
+
+),
+
+placed as (
+
+    select
+        *,
+        coalesce(
+            lag(visit_end_date) over (partition by person_id order by visit_order),
+            cast({{ dbt.date_trunc('year', 'visit_start_date') }} as date)
+        ) as cursor_date
+    from ordered
 
 ),
 
@@ -82,15 +94,8 @@ measured as (
         visit_start_date,
         visit_end_date,
         discharged_to_concept_id,
-        cast(
-            {{ dbt.datediff(
-                "coalesce(lag(visit_end_date) over (partition by person_id order by visit_order), cast("
-                ~ dbt.date_trunc('year', 'visit_start_date') ~ " as date))",
-                'visit_start_date',
-                'day'
-            ) }} as int
-        ) as gap_days
-    from ordered
+        {{ days_between('cursor_date', 'visit_start_date') }} as gap_days
+    from placed
 
 )
 

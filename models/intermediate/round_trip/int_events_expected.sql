@@ -57,14 +57,14 @@ final as (
             and events.visit_occurrence_id = visits.visit_occurrence_id
     where
         events.event_date is not null
+        {%- if var('start_date') %}
+        and events.event_date >= cast('{{ var("start_date") }}' as date)
+        {%- endif %}
         and coalesce(events.concept_id, 0) <> 0
         and (
             spans.person_id is null
             or events.event_date between spans.first_date and spans.last_date
         )
-        {%- if var('start_date') %}
-        and events.event_date >= cast('{{ var("start_date") }}' as date)
-        {%- endif %}
 
 )
 

@@ -29,7 +29,13 @@ deaths as (
 
 events as (
 
-    select source_table, reason, visit_occurrence_id, has_null_concept, has_lost_visit
+    select
+        source_table,
+        reason,
+        visit_occurrence_id,
+        has_null_concept,
+        has_far_end,
+        has_lost_visit
     from {{ ref('int_events_checked') }}
 
 ),
@@ -63,6 +69,10 @@ notes as (
     select source_table, 'null_end_read_as_start' as reason
     from visits
     where reason is null and has_null_end
+    union all
+    select source_table, 'end_outside_language' as reason
+    from events
+    where reason is null and has_far_end
     union all
     select source_table, 'visit_not_found' as reason
     from events

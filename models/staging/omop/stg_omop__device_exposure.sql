@@ -14,7 +14,8 @@ typed as (
         cast(person_id as bigint) as person_id,
         cast(device_concept_id as bigint) as device_concept_id,
         cast(device_exposure_start_date as date) as device_exposure_start_date,
-        cast(device_exposure_start_datetime as timestamp) as device_exposure_start_datetime,
+        cast(device_exposure_start_datetime as timestamp)
+            as device_exposure_start_datetime,
         cast(device_exposure_end_date as date) as device_exposure_end_date,
         cast(quantity as double) as quantity,
         cast(unit_concept_id as bigint) as unit_concept_id,
