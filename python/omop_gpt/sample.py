@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
@@ -39,7 +40,7 @@ from omop_gpt.step import (
     InputError,
     folder_fingerprint,
     is_done,
-    read_manifest,
+    whole_folder,
     write_json,
     write_manifest,
 )
@@ -49,6 +50,7 @@ STRATEGIES = ("TopPStrategy", "TopKStrategy", "TopMixStrategy")
 PROMPT_TOKENS = 6  # [BOS] year age gender race ethnicity
 # Longest run of tokens without a place to cut: an event with its fields, a move, ...
 LONGEST_UNCUT = 24
+SHORTEST_CONTEXT = 64  # holds a later chunk's prompt, such a run, and some more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +92,21 @@ class SampleConfig:
         for name, low in (
             ("num_of_patients", 1), ("batch_size", 1), ("buffer_size", 1),
             ("context_window", 0), ("max_tokens_per_patient", 0), ("top_k", 1),
+            ("min_persons", 0),
         ):  # fmt: skip
             if getattr(self, name) < low:
                 raise InputError(f"--{name} {getattr(self, name)}: at least {low}.")
         if not 0 < self.top_p <= 1:
             raise InputError(f"--top_p {self.top_p}: above 0, at most 1.")
-        if self.temperature <= 0:
-            raise InputError(f"--temperature {self.temperature}: above 0.")
-        if 0 < self.context_window < 64:
-            raise InputError(f"--context_window {self.context_window}: at least 64.")
+        for name in ("temperature", "repetition_penalty"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{name} {getattr(self, name)}: above 0.")
+        if not 0 <= self.epsilon_cutoff < 1:
+            raise InputError(f"--epsilon_cutoff {self.epsilon_cutoff}: 0 to below 1.")
+        if 0 < self.context_window < SHORTEST_CONTEXT:
+            raise InputError(
+                f"--context_window {self.context_window}: at least {SHORTEST_CONTEXT}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,13 +146,15 @@ def stream(seed: int, patient: torch.Tensor, count: torch.Tensor) -> torch.Tenso
 
 
 def warpers(config: SampleConfig) -> LogitsProcessorList:
-    """transformers' own processors for the flags that are set."""
+    """Choose transformers' own processors for the flags that are set."""
     chosen = LogitsProcessorList()
     strategy = config.sampling_strategy
     if config.repetition_penalty != 1:
-        chosen.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+        chosen.append(
+            RepetitionPenaltyLogitsProcessor(float(config.repetition_penalty))
+        )
     if config.temperature != 1:
-        chosen.append(TemperatureLogitsWarper(config.temperature))
+        chosen.append(TemperatureLogitsWarper(float(config.temperature)))
     if strategy in ("TopKStrategy", "TopMixStrategy"):
         chosen.append(TopKLogitsWarper(config.top_k))
     if strategy in ("TopPStrategy", "TopMixStrategy") and config.top_p < 1:
@@ -164,13 +174,21 @@ class Sampler:
         config: SampleConfig,
         prompts: np.ndarray | None = None,
     ) -> None:
-        """Allocate the slots. `prompts`: (N, 6) demographics to draw from, or None."""
+        """Allocate the slots. `prompts`: (N, 6) demographics to draw from, or None.
+
+        Raises InputError for a model that sees too little to go on with a history.
+        """
         self.model, self.grammar, self.config = model, grammar, config
         self.prompts = prompts
         self.device = model.device
         rows = config.batch_size
         limit = int(model.config.max_position_embeddings)
         self.width = min(config.context_window or limit, limit)
+        if self.width < SHORTEST_CONTEXT:
+            raise InputError(
+                f"the model sees only {limit} tokens: "
+                f"train with --max_position_embeddings {SHORTEST_CONTEXT} or more."
+            )
         self.mask = Mask(
             grammar,
             rows=rows,
@@ -206,14 +224,16 @@ class Sampler:
             logits = self.forward(tokens, position)
             position += 1
             place = self.mask.state
-            sampled, ending = self.draw(logits)
+            sampled, ending, rare = self.draw(logits)
             forced.zero_()
             for r in list(forced_rows):
                 sampled[r] = self.rows[r].forced.pop(0)
+                rare[r] = 0  # nothing was drawn
                 # a prompt of demographics is part of the history, a later chunk's not
                 forced[r] = self.rows[r].contexts > 1
                 if not self.rows[r].forced:
                     forced_rows.discard(r)
+            self.rare += rare
             written = ~forced
             self.write(sampled, written)
             finished = self.mask.state == self.mask.finish
@@ -223,8 +243,8 @@ class Sampler:
                 cut &= ~finished
             else:
                 cut = torch.zeros_like(full)
-                stopped = (position >= self.width) | (sampled == self.grammar.eos_id)
-                finished = stopped
+                ending = position >= self.width
+                finished = ending | (sampled == self.grammar.eos_id)
             tokens = sampled
             done = finished.nonzero()[:, 0]
             if len(done):
@@ -250,22 +270,29 @@ class Sampler:
         )
         return output.logits[:, -1].float()
 
-    def draw(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sample the next token of each row: (B,) int64, and whether it must end."""
+    def draw(
+        self, logits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sample the next token of each row: (B,) int64.
+
+        Returns also whether the row must end (B,) bool, and the probability that its
+        rare tokens would have had (B,).
+        """
+        rare = torch.zeros_like(self.rare)
+        ending = torch.zeros_like(self.patient, dtype=torch.bool)
         if self.config.use_mask:
             allowed, known, ending = self.mask.allowed()
             before = logits.masked_fill(~known, -torch.inf).logsumexp(-1)
             logits = logits.masked_fill(~allowed, -torch.inf)
             share = 1 - (logits.logsumexp(-1) - before).clamp(max=0).exp()
-            self.rare += torch.where(ending, 0.0, share)
-        else:
-            ending = torch.zeros_like(self.patient, dtype=torch.bool)
+            rare = torch.where(ending, rare, share)
         logits = self.warpers(self.history, logits)
         cumulative = logits.double().softmax(-1).cumsum(-1)
         uniform = stream(self.config.seed, self.patient, self.mask.count)
         # just below the sum: rounding must never pick a token of probability 0
         target = uniform * cumulative[:, -1] * (1 - 2.0**-50)
-        return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0], ending
+        sampled = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+        return sampled, ending, rare
 
     def write(self, token_ids: torch.Tensor, rows: torch.Tensor) -> None:
         """Append a token to the histories of some rows: (B,) ids, (B,) bool."""
@@ -334,12 +361,8 @@ class Sampler:
 def load_model(folder: Path, grammar: Grammar) -> PreTrainedModel:
     """Load a trained model for sampling, on CUDA in bf16 where there is one.
 
-    Raises InputError for a missing model, or one of another vocabulary.
+    Raises InputError for a model of another vocabulary.
     """
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"--model_folder {folder} holds no model: `omop-gpt train` makes one."
-        )
     cuda = torch.cuda.is_available()
     model = AutoModelForCausalLM.from_pretrained(
         folder,
@@ -357,25 +380,48 @@ def load_model(folder: Path, grammar: Grammar) -> PreTrainedModel:
     return model.to("cuda" if cuda else "cpu").eval()
 
 
-def read_prompts(path: str) -> np.ndarray | None:
-    """Demographics of the sequences in a folder: (N, 6) token ids; empty path: None."""
+def read_prompts(path: str, grammar: Grammar) -> np.ndarray | None:
+    """Demographics of the sequences in a folder: (N, 6) token ids; empty path: None.
+
+    Without those that are unknown, which sampling does not write. Raises InputError if
+    there are none, or they are in another vocabulary.
+    """
     if not path:
         return None
     files = sorted(Path(path).glob("**/*.parquet"))
     files = [file for file in files if file.parent.name != "vocabulary"]
-    if not files:
+    heads = [np.empty((0, PROMPT_TOKENS), np.int64)]
+    for file in files:
+        if "token_ids" not in pq.read_schema(file).names:
+            raise InputError(
+                f"--demographic_data_path: {file} has no column token_ids: name "
+                "patient_sequence/train."
+            )
+        lists = pq.read_table(file, columns=["token_ids"])["token_ids"]
+        is_long = pc.greater_equal(pc.list_value_length(lists), PROMPT_TOKENS)
+        lists = lists.filter(is_long)
+        flat = pc.list_flatten(pc.list_slice(lists, 0, PROMPT_TOKENS))
+        heads.append(flat.to_numpy().reshape(-1, PROMPT_TOKENS))
+    prompts = np.concatenate(heads)
+    legal = (prompts < grammar.vocab_size).all(axis=1)
+    state = np.full(len(prompts), grammar.states.index("start"))
+    is_sampled = legal.copy()
+    for token_ids in np.where(legal[:, None], prompts, 0).T:
+        kind = grammar.kind[token_ids]
+        is_sampled &= grammar.is_sampled[state, kind]
+        state = grammar.next_state[state, kind]
+        legal &= state >= 0
+    if not legal.all():
         raise InputError(
-            f"--demographic_data_path {path} holds no sequences: name patient_sequence/"
-            "train, or leave the flag out."
+            f"--demographic_data_path {path} was written with another vocabulary than "
+            f"{grammar.folder}: name the data that the model was trained on."
         )
-    lists = pa.chunked_array(
-        [
-            chunk
-            for file in files
-            for chunk in pq.read_table(file, columns=["token_ids"])["token_ids"].chunks
-        ]
-    )
-    return np.array([row.as_py()[:PROMPT_TOKENS] for row in lists])
+    if not is_sampled.any():
+        raise InputError(
+            f"--demographic_data_path {path} holds no demographics: name "
+            "patient_sequence/train, or leave the flag out."
+        )
+    return prompts[is_sampled]
 
 
 def write_shard(path: Path, rows: list[Sampled], grammar: Grammar) -> None:
@@ -387,7 +433,9 @@ def write_shard(path: Path, rows: list[Sampled], grammar: Grammar) -> None:
             "person_id": pa.array([row.patient + 1 for row in rows], pa.int64()),
             "token_ids": pa.array(lists, pa.list_(pa.int32())),
             "token_count": pa.array([len(ids) for ids in lists], pa.int32()),
-            "visit_count": pa.array([int(visits[ids].sum()) for ids in lists], pa.int32()),
+            "visit_count": pa.array(
+                [int(visits[ids].sum()) for ids in lists], pa.int32()
+            ),
         }
     )
     counts = {
@@ -408,19 +456,29 @@ def sample(config: SampleConfig) -> Path:
     """Sample patients into <output_folder>/generated_sequences; returns the folder."""
     started = time.time()
     folder = Path(config.model_folder)
-    vocabulary = Path(config.tokenizer_folder or folder) / "vocabulary"
-    grammar = Grammar.load(vocabulary)
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"--model_folder {folder} holds no model: `omop-gpt train` makes one."
+        )
+    named = Path(config.tokenizer_folder or folder)
+    is_vocabulary = (named / "vocabulary.parquet").is_file()
+    grammar = Grammar.load(named if is_vocabulary else named / "vocabulary")
     output = Path(config.output_folder)
     target = output / "generated_sequences"
     settings = dataclasses.asdict(config)
-    for name in ("model_folder", "tokenizer_folder", "output_folder"):
-        del settings[name]
     inputs = folder_fingerprint(folder, "*.safetensors") + grammar.fingerprint
+    if config.demographic_data_path:
+        inputs += folder_fingerprint(config.demographic_data_path)
+    # told by what they hold, wherever they lie
+    for name in ("model_folder", "tokenizer_folder", "demographic_data_path"):
+        del settings[name]
+    del settings["output_folder"]
     if is_done(target, step="sample", settings=settings, inputs=inputs):
         log.info("sample: done before, in %s", target)
         return target
+    check_output(output, target, grammar)
     model = load_model(folder, grammar)
-    prompts = read_prompts(config.demographic_data_path)
+    prompts = read_prompts(config.demographic_data_path, grammar)
 
     partial = output / ".generated_sequences.partial"
     wanted = {"settings": settings, "inputs": inputs}
@@ -466,15 +524,32 @@ def sample(config: SampleConfig) -> Path:
         result=result,
     )
     if not (output / "vocabulary").exists():
-        shutil.copytree(grammar.folder, output / "vocabulary")
+        with whole_folder(output / "vocabulary") as copied:
+            shutil.copytree(grammar.folder, copied, dirs_exist_ok=True)
     partial.rename(target)
     log.info("sample: %s", json.dumps(result))
     return target
 
 
+def check_output(output: Path, target: Path, grammar: Grammar) -> None:
+    """Raise InputError if other sequences, or another vocabulary, lie there."""
+    if target.exists() and any(target.iterdir()):
+        raise InputError(
+            f"{target} is there already: name a new output folder, or remove it."
+        )
+    beside = output / "vocabulary"
+    if beside.exists() and Grammar.load(beside).fingerprint != grammar.fingerprint:
+        raise InputError(
+            f"{beside} is not the vocabulary of the model: "
+            "name a new output folder, or remove it."
+        )
+
+
 def total_counts(folder: Path, fingerprint: str) -> dict[str, float | int | str]:
     """Add up the counts that were written with each shard."""
-    shards = [json.loads(path.read_text()) for path in sorted(folder.glob("part-*.json"))]
+    shards = [
+        json.loads(path.read_text()) for path in sorted(folder.glob("part-*.json"))
+    ]
     total: dict[str, float | int | str] = {
         name: sum(shard[name] for shard in shards) for name in shards[0]
     }

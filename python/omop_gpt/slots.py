@@ -7,6 +7,7 @@ AttentionInterface; nothing here depends on the model family.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from transformers import AttentionInterface, PretrainedConfig
 from transformers.cache_utils import Cache
 
 ATTENTION = "omop_gpt_slots"
-SHORTEST = 64  # keys; a row attends over the next power of two of its own length
 
 
 class Slots(Cache):
@@ -39,26 +39,18 @@ class Slots(Cache):
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.rows = torch.arange(rows, device=device)
-        self.width = width
+        self.columns = torch.arange(width, device=device)
         self.position = torch.zeros(rows, dtype=torch.long, device=device)
-        self.groups: list[tuple[torch.Tensor, int, torch.Tensor]] = []
+        self.lengths: list[int] = []  # keys of each row, on a processor
+        self.mask: torch.Tensor | None = None  # the same as a mask, on CUDA
 
     def place(self, position: torch.Tensor) -> None:
-        """Say where the next token of each row goes: (B,) int64.
-
-        Rows are grouped by the power of two that holds their own length, so that what
-        a row computes never depends on how long its neighbours are.
-        """
+        """Say where the next token of each row goes: (B,) int64, below W."""
         self.position = position
-        self.groups = []
-        low, size = 0, min(SHORTEST, self.width)
-        while low < self.width:
-            size = self.width if self.keys.is_cuda else min(size, self.width)
-            rows = ((position >= low) & (position < size)).nonzero()[:, 0]
-            if len(rows):
-                mask = torch.arange(size, device=position.device) <= position[rows, None]
-                self.groups.append((rows, size, mask[:, None, None, :]))
-            low, size = size, size * 2
+        if self.keys.is_cuda:
+            self.mask = (self.columns <= position[:, None])[:, None, None, :]
+        else:
+            self.lengths = (position + 1).tolist()
 
     def update(
         self,
@@ -74,20 +66,19 @@ class Slots(Cache):
         values[self.rows, :, self.position] = value_states[:, :, 0].to(values.dtype)
         return keys, values
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
         """Return 0: positions are given, row by row."""
         return 0
 
 
 def slot_attention(
-    module: torch.nn.Module,
+    _module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
+    _attention_mask: torch.Tensor | None,
     *,
+    scaling: float,
     slots: Slots,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -96,17 +87,21 @@ def slot_attention(
     query (B, heads, 1, size); key, value (B, key-value heads, W, size); returns
     (B, 1, heads, size).
     """
-    out = torch.empty_like(query)
-    grouped = query.shape[1] != key.shape[1]
-    for rows, size, mask in slots.groups:
-        whole = len(rows) == len(query)
-        out[rows] = scaled_dot_product_attention(
-            query if whole else query[rows],
-            key[:, :, :size] if whole else key[rows, :, :size],
-            value[:, :, :size] if whole else value[rows, :, :size],
-            attn_mask=mask,
-            scale=scaling,
-            enable_gqa=grouped,
+    attend = partial(
+        scaled_dot_product_attention,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    if slots.mask is not None:
+        out = attend(query, key, value, attn_mask=slots.mask)
+    else:
+        # row by row: nothing is copied or masked, and what a row computes does not
+        # depend on how long its neighbours are
+        out = torch.cat(
+            [
+                attend(query[r : r + 1], key[r : r + 1, :, :n], value[r : r + 1, :, :n])
+                for r, n in enumerate(slots.lengths)
+            ]
         )
     return out.transpose(1, 2), None
 

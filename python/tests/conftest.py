@@ -1,0 +1,206 @@
+"""What tests share: a small language that uses the whole grammar, and tiny models."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from omop_gpt.grammar import Grammar, save_language
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+SEEDS = Path(__file__).parents[2] / "seeds" / "grammar"
+FACTS = {
+    "first_date": "2000-03-15",
+    "last_date": "2010-09-30",
+    "last_end_date": "2010-12-31",
+    "longest_history": 150,
+}
+NUMBERS = {
+    "year": range(1998, 2013),
+    "age": range(-2, 100),
+    "hour": (0, 8, 13, 23),
+    "number": range(5),
+    "quantity": range(3),
+    "days_supply": (-5, 0, 1, 30, 90),
+}
+CONCEPTS = {
+    "gender": (8507, 8532),
+    "race": (0, 8527),
+    "ethnicity": (0,),
+    "visit": (9201, 9202),
+    "discharge": (0, 8536),
+    "operator": (4171754, 4172703),
+    "value_concept": (45877994, 45884084),
+}
+EVENTS = {
+    "condition:320128": (),
+    "condition:201826": (),
+    "procedure:4230911": (),
+    "observation:4275495": ("value_concept:45877994", "value_concept:45884084"),
+    "measurement:3004249@8876": ("value:0", "value:1", "value:2", "operator:4172703"),
+    "measurement:3025315@9529": ("value:2", "value:3", "value:4", "operator:4171754"),
+    "drug:1125315": (
+        *(f"quantity:{n}" for n in NUMBERS["quantity"]),
+        *(f"days_supply:{n}" for n in NUMBERS["days_supply"]),
+    ),
+}
+# tokens and pairs that fewer than five training persons have
+RARE = {
+    "condition:201826": 4,
+    "value:4": 1,
+    "measurement:3004249@8876 value:2": 2,
+    "drug:1125315 quantity:1": 4,
+}
+
+
+def read_seed(name: str) -> list[dict[str, str]]:
+    with (SEEDS / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def make_grammar(
+    folder: Path,
+    *,
+    without: tuple[str, ...] = (),
+    persons: dict[str, int] | None = None,
+    seeds: Path = SEEDS,
+    **facts: str | int,
+) -> Grammar:
+    """Write a vocabulary folder as encode does, and load it.
+
+    `without`: kinds that the data does not have; `persons`: training persons of a
+    token, or of an event and a value ("event value"), where they are not 9.
+    """
+    persons = RARE if persons is None else persons
+    prefix = {row["kind"]: row["prefix"] for row in read_seed("token_families")}
+    order = {row["kind"]: int(row["kind_order"]) for row in read_seed("kinds")}
+    rows = [
+        (row["kind"], int(row["days"]), None, row["token"])
+        for row in read_seed("fixed_tokens")
+    ]
+    for kind, numbers in NUMBERS.items():
+        rows += [(kind, 0, number, f"{prefix[kind]}{number}") for number in numbers]
+    for kind, concepts in CONCEPTS.items():
+        rows += [(kind, 0, None, f"{prefix[kind]}{concept}") for concept in concepts]
+    rows += [("event", 0, None, event) for event in EVENTS]
+    rows = [row for row in rows if row[0] not in without]
+    rows.sort(key=lambda r: (order[r[0]], abs(r[1]), r[2] or 0, r[3]))
+    kinds, days, numbers, tokens = zip(*rows, strict=True)
+    token_id = {token: n for n, token in enumerate(tokens)}
+    pairs = [
+        (event, value)
+        for event, values in EVENTS.items()
+        for value in values
+        if event in token_id and value in token_id
+    ]
+    tables = {
+        "vocabulary": {
+            "token_id": pa.array(range(len(rows)), pa.int32()),
+            "token": pa.array(tokens),
+            "kind": pa.array(kinds),
+            "days": pa.array(days, pa.int32()),
+            "number": pa.array(numbers, pa.int64()),
+            "train_count": pa.array([20] * len(rows), pa.int64()),
+            "train_persons": pa.array([persons.get(t, 9) for t in tokens], pa.int64()),
+        },
+        "event_values": {
+            "event_token_id": pa.array([token_id[e] for e, _ in pairs], pa.int32()),
+            "value_token_id": pa.array([token_id[v] for _, v in pairs], pa.int32()),
+            "train_count": pa.array([20] * len(pairs), pa.int64()),
+            "train_persons": pa.array(
+                [persons.get(f"{e} {v}", 9) for e, v in pairs], pa.int64()
+            ),
+        },
+        "value_bins": {
+            "event_token": pa.array(["measurement:3004249@8876"] * 3),
+            "bin": pa.array(range(3), pa.int32()),
+            "low": pa.array([None, 7.5, 9.0], pa.float64()),
+            "high": pa.array([7.5, 9.0, None], pa.float64()),
+            "train_count": pa.array([20] * 3, pa.int64()),
+        },
+    }
+    timeline = folder.with_name(f".{folder.name}.timeline")
+    for name, columns in tables.items():
+        (timeline / name).mkdir(parents=True)
+        pq.write_table(pa.table(columns), timeline / name / "part-0.parquet")
+    save_language(folder, grammar=seeds, timeline=timeline, facts=FACTS | facts)
+    return Grammar.load(folder)
+
+
+def make_model(
+    grammar: Grammar, model_type: str = "llama", *, context: int = 160, **settings: int
+) -> PreTrainedModel:
+    """Make a tiny untrained model: two layers of 32, logits spread over a few nats."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if model_type != "gpt2":
+        sizes |= {"num_key_value_heads": 4, "head_dim": 8, "intermediate_size": 64}
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=grammar.vocab_size,
+        max_position_embeddings=context,
+        initializer_range=0.3,
+        pad_token_id=grammar.pad_id,
+        bos_token_id=grammar.bos_id,
+        eos_token_id=grammar.eos_id,
+        omop_gpt_fingerprint=grammar.fingerprint,
+        **(sizes | settings),
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def random_history(
+    grammar: Grammar, rng: np.random.Generator, length: int
+) -> np.ndarray:
+    """Walk at random through the transitions, for `length` tokens or a few more.
+
+    Anything that real records can be, with dates in the years that have a token.
+    """
+    years = np.sort(grammar.number[grammar.has_kind("year")])
+    first, last = np.array([f"{years[0]}-01-01", f"{years[-1]}-12-31"], "datetime64[D]")
+    low, high = int(first.astype(int)), int(last.astype(int))
+    roles = np.array([row["role"] for row in grammar.kind_rows])
+    present = np.bincount(grammar.kind, minlength=len(grammar.kinds)) > 0
+    present[[grammar.kinds.index("cont"), grammar.kinds.index("year_unknown")]] = False
+    token_ids: list[int] = []
+    state, cursor = grammar.states.index("start"), 0
+    while grammar.states[state] != "end":
+        kinds = np.flatnonzero((grammar.next_state[state] >= 0) & present)
+        names = [grammar.kinds[kind] for kind in kinds]
+        closing = [name in ("eos", "death") for name in names]
+        if any(closing) and not all(closing):
+            kinds = kinds[np.equal(closing, len(token_ids) >= length)]
+        role = rng.choice(np.unique(roles[kinds]))
+        if role in ("gap", "move"):
+            near = int(rng.choice([0, 1, -1, 29, -30, 45, -400, 3000]))
+            days = min(max(cursor + near, low), high) - cursor
+            if role == "move" and days == 0:
+                continue
+            found = grammar.spell(str(role), days)
+            cursor += days
+        else:
+            kind = rng.choice(kinds[roles[kinds] == role])
+            found = [int(rng.choice(np.flatnonzero(grammar.kind == kind)))]
+            if grammar.kinds[kind] == "year":
+                year = grammar.number[found[0]]
+                cursor = int(np.datetime64(f"{year}-01-01", "D").astype(int))
+        for token_id in found:
+            state = grammar.next_state[state, grammar.kind[token_id]]
+        token_ids += found
+    return np.array(token_ids, np.int32)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Matrices this small are done before a second thread wakes up."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def grammar(tmp_path_factory: pytest.TempPathFactory) -> Grammar:
+    return make_grammar(tmp_path_factory.mktemp("language") / "vocabulary")

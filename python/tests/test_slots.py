@@ -1,0 +1,126 @@
+"""The cache of slots: what a plain forward computes, whoever the neighbours are."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import make_model
+from omop_gpt.slots import ATTENTION, Slots
+
+WIDTH = 150
+FAMILIES = {
+    "llama": {},
+    "llama, grouped": {"num_key_value_heads": 2},
+    "gpt2": {},
+    "qwen3": {"head_dim": 16},
+    "qwen3, grouped": {"num_key_value_heads": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def models(grammar):
+    """Return a function that gives a family's model, with slots and without."""
+    made = {}
+
+    def pair(family: str):
+        if family not in made:
+            model_type = family.split(",")[0]
+            plain = make_model(
+                grammar, model_type, context=WIDTH + 10, **FAMILIES[family]
+            )
+            plain.set_attn_implementation("eager")
+            slotted = copy.deepcopy(plain)
+            slotted.set_attn_implementation(ATTENTION)
+            made[family] = plain, slotted
+        return made[family]
+
+    return pair
+
+
+def make_slots(model, rows: int) -> Slots:
+    return Slots(model.config, rows, WIDTH, model.device, model.dtype)
+
+
+@torch.inference_mode()
+def step(model, slots: Slots, tokens: torch.Tensor, position: torch.Tensor):
+    """Feed one token per row; returns logits (B, V)."""
+    slots.place(position)
+    return model(
+        input_ids=tokens[:, None],
+        position_ids=position[:, None],
+        past_key_values=slots,
+        use_cache=True,
+        slots=slots,
+    ).logits[:, -1]
+
+
+def random_tokens(model, *shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(model.config.vocab_size, shape, generator=generator)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_compute_what_a_whole_forward_does(models, family):
+    plain, slotted = models(family)
+    rows = 5
+    slots = make_slots(slotted, rows)
+    # row 1 starts over after 40 tokens, row 3 after 7; row 4 runs to the last slot
+    restart = torch.tensor([1000, 40, 1000, 7, 1000])
+    tokens = random_tokens(plain, rows, WIDTH)
+    position = torch.tensor([0, 0, 100, 0, 0])
+    # row 2 begins in the middle of a history: fill its slots first
+    for p in range(100):
+        step(slotted, slots, tokens[:, p], torch.full((rows,), p))
+    for _ in range(WIDTH):
+        given = tokens.gather(1, position[:, None])[:, 0]
+        found = step(slotted, slots, given, position)
+        for row in range(rows):
+            here = int(position[row])
+            if here in (0, 1, 6, 39, 63, 64, 127, 128, WIDTH - 1):
+                with torch.inference_mode():
+                    whole = plain(tokens[row : row + 1, : here + 1]).logits[0, -1]
+                torch.testing.assert_close(found[row], whole, rtol=1e-4, atol=1e-4)
+        position = position + 1
+        tokens[position == restart] = random_tokens(plain, WIDTH, seed=9)
+        position[(position == restart) | (position == WIDTH)] = 0
+
+
+def neighbours(
+    model, slots, row: int, history: torch.Tensor, seed: int
+) -> torch.Tensor:
+    """Feed a history to one row while the others go their own ways; its logits."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = len(slots.rows)
+    position = torch.randint(WIDTH // 2, (rows,), generator=generator)
+    if seed == 0:
+        position[:] = 0
+    found = []
+    for p, token in enumerate(history):
+        tokens = random_tokens(model, rows, seed=seed * 1000 + p)
+        tokens[row], position[row] = token, p
+        found.append(step(model, slots, tokens, position)[row])
+        position = (position + 1) % WIDTH
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rows", [3, 8, 64])
+def test_a_row_is_the_same_whatever_its_neighbours_are(models, family, rows):
+    _, model = models(family)
+    slots = make_slots(model, rows)
+    history = random_tokens(model, 80, seed=7)
+    first = neighbours(model, slots, 1, history, seed=0)
+    for seed in (1, 2):
+        assert torch.equal(first, neighbours(model, slots, 1, history, seed=seed))
+    # in another slot too, which is what a refill in another order does
+    other = neighbours(model, slots, rows - 1, history, seed=3)
+    torch.testing.assert_close(first, other, rtol=1e-4, atol=1e-4)
+
+
+def test_slots_hold_the_key_value_heads_only(models):
+    _, model = models("qwen3, grouped")
+    slots = make_slots(model, 4)
+    assert slots.keys.shape == slots.values.shape == (2, 4, 1, WIDTH, 8)
+    assert slots.get_seq_length() == 0
