@@ -145,9 +145,26 @@ class Mask:
 
 
 def known_tokens(grammar: Grammar) -> np.ndarray:
-    """Tell which tokens may be sampled at all: fixed ones, and what training has."""
-    fixed = np.isin(grammar.roles, ("structure", "gap", "move", "end"))
-    return fixed | (grammar.train_persons > 0)
+    """Tell which tokens may be sampled at all: (V,) bool.
+
+    Structure, what training has, and the days that spell its numbers. Any forward gap
+    can be needed; but where training never goes back, or never moves by years, neither
+    does a sample: the largest parts that it lacks are left out.
+    """
+    known = grammar.train_persons > 0
+    known |= np.isin(grammar.roles, ("structure", "gap", "move", "end"))
+    for role, sign in (("gap", -1), ("move", 1), ("move", -1), ("end", 1), ("end", -1)):
+        tokens = (grammar.roles == role) & (np.sign(grammar.days) == sign)
+        kinds = np.unique(grammar.kind[tokens])
+        sizes = [
+            abs(grammar.days[tokens & (grammar.kind == kind)]).min() for kind in kinds
+        ]
+        for kind in kinds[np.argsort(sizes)[::-1]]:
+            part = tokens & (grammar.kind == kind)
+            if grammar.train_count[part].any():
+                break  # smaller parts complete it, seen or not
+            known[part] = False
+    return known
 
 
 def common_tokens(grammar: Grammar, min_persons: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import shutil
 
 import numpy as np
@@ -325,3 +326,17 @@ def test_distances(grammar):
     assert distance[grammar.states.index("gap_years")] == 3
     assert distance[grammar.states.index("end")] == 0
     assert distance[grammar.states.index("unknown_age")] == FAR
+
+
+def test_directions_and_sizes_that_training_lacks_are_not_written(grammar):
+    unseen = (grammar.roles == "gap") & (grammar.days < 0)
+    unseen |= (grammar.roles == "move") & (grammar.days < 0)
+    unseen |= (grammar.roles == "move") & (grammar.days >= 30)
+    quiet = dataclasses.replace(
+        grammar, train_count=np.where(unseen, 0, grammar.train_count)
+    )
+    for seed, subject in enumerate((quiet, grammar)):
+        histories = walk(Mask(subject, rows=64, min_persons=0), seed, by_kind=True)
+        written = np.concatenate(histories)
+        assert all(subject.is_history(history) for history in histories)
+        assert unseen[written].any() == (subject is grammar)
