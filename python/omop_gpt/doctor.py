@@ -55,7 +55,7 @@ def packages() -> list[Finding]:
             Finding(
                 f"packages for {steps}",
                 f"missing: {', '.join(absent)}" if absent else "all there",
-                "pip install omop-gpt" if absent else "",
+                "make setup, or install the wheel again" if absent else "",
             )
         )
     return findings
@@ -64,7 +64,7 @@ def packages() -> list[Finding]:
 def java() -> Finding:
     """Check that Spark will find a Java."""
     if importlib.util.find_spec("pyarrow") is None:
-        return Finding("Java for encode", "not looked for", "pip install omop-gpt")
+        return Finding("Java for encode", "not looked for", "make setup")
     from omop_gpt.pack import find_java
 
     try:
