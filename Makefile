@@ -33,7 +33,7 @@ lint: setup ## ruff and sqlfluff
 	$(BIN)/sqlfluff lint --processes 2 models tests
 
 test-python: setup ## pytest
-	$(BIN)/pytest
+	$(BIN)/pytest -q --durations=5
 
 format: setup ## mend what the linters can
 	$(BIN)/ruff check --fix python examples

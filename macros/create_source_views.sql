@@ -25,8 +25,9 @@
     {%- endif %}
 {% endmacro %}
 
-{% macro create_views_of(source_name, folder) %}
+{% macro create_views_of(source_name, path) %}
     {%- set readers = {} %}
+    {%- set folder = dbt.escape_single_quotes(path.rstrip('/')) %}
     {%- if folder.endswith('.duckdb') %}
         {%- do run_query(
             "attach if not exists '" ~ folder ~ "' as " ~ source_name ~ "_input (read_only)"
@@ -39,8 +40,8 @@
             {%- do readers.update({row[0]: source_name ~ '_input.' ~ row[1]}) %}
         {%- endfor %}
     {%- else %}
-        {%- for row in run_query(source_files(folder)).rows %}
-            {%- set files = "['" ~ row[2].replace('\n', "', '") ~ "']" %}
+        {%- for row in run_query(source_files(source_name, folder)).rows %}
+            {%- set files = '[' ~ row[2] ~ ']' %}
             {%- if row[1] == 'parquet' %}
                 {%- set reader = 'read_parquet(' ~ files ~ ', union_by_name = true)' %}
             {%- else %}
@@ -50,13 +51,19 @@
             {%- do readers.update({row[0]: reader}) %}
         {%- endfor %}
         {%- if source_name == 'generated' and var('vocabulary_folder') %}
+            {%- set vocabulary = dbt.escape_single_quotes(var('vocabulary_folder')) %}
             {%- do readers.update({
-                'vocabulary':
-                    "read_parquet('" ~ var('vocabulary_folder') ~ "/vocabulary.parquet')",
-                'value_bins':
-                    "read_parquet('" ~ var('vocabulary_folder') ~ "/value_bins.parquet')"
+                'vocabulary': "read_parquet('" ~ vocabulary ~ "/vocabulary.parquet')",
+                'value_bins': "read_parquet('" ~ vocabulary ~ "/value_bins.parquet')"
             }) %}
         {%- endif %}
+    {%- endif %}
+
+    {%- set needed = 'person' if source_name == 'omop' else 'sequences' %}
+    {%- if needed not in readers %}
+        {%- do exceptions.raise_compiler_error(
+            path ~ ' has no ' ~ needed ~ ': name the folder that holds its files.'
+        ) %}
     {%- endif %}
 
     {%- for source in graph.sources.values()
@@ -81,8 +88,12 @@
     {%- endfor %}
 {% endmacro %}
 
-{#- The data files of a folder: table, format, paths. A table is a folder of files or one file. -#}
-{% macro source_files(folder) %}
+{#-
+    The data files of a folder: table, format, quoted paths. A table is a folder of files
+    or one file.
+-#}
+{% macro source_files(source_name, folder) %}
+    {%- set pattern = folder | replace('[', '[[]') %}
     with
 
     found as (
@@ -91,9 +102,9 @@
             file,
             string_split(substr(file, length('{{ folder }}') + 2), '/') as parts
         from (
-            select file from glob('{{ folder }}/*')
+            select file from glob('{{ pattern }}/*')
             union all
-            select file from glob('{{ folder }}/*/*')
+            select file from glob('{{ pattern }}/*/*')
         )
 
     ),
@@ -103,7 +114,7 @@
         select
             file,
             lower(regexp_extract(parts[-1], '\.([a-zA-Z]+)$', 1)) as extension,
-            {% if var('patient_sequence_folder') == folder -%}
+            {% if source_name == 'generated' -%}
             case when parts[1] = 'vocabulary' then 'vocabulary' else 'sequences' end
             {%- else -%}
             lower(regexp_extract(parts[1], '^[^.]+'))
@@ -116,7 +127,9 @@
     select
         table_name,
         case when extension = 'parquet' then 'parquet' else 'csv' end as format,
-        string_agg(file, chr(10) order by file) as files
+        string_agg(
+            '''' || replace(file, '''', '''''') || '''', ', ' order by file
+        ) as files
     from named
     where extension in ('parquet', 'csv', 'tsv')
     group by 1, 2

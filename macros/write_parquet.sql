@@ -13,7 +13,7 @@
     {%- if execute and folder %}
         {%- set columns = adapter.get_columns_in_relation(this) | map(attribute='name') | list %}
         {%- set has_parts = 'part' in columns %}
-        {%- set table_folder = folder ~ '/' ~ this.identifier %}
+        {%- set table_folder = dbt.escape_single_quotes(folder) ~ '/' ~ this.identifier %}
         {#- only a copy to a folder makes the folder; it writes part-00, without rows -#}
         {%- do run_query(
             "copy (select * from " ~ this ~ " where false) to '" ~ table_folder

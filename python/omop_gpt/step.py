@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+# in a folder of Parquet files: Spark and pyarrow pass over names that start so
+HIDDEN_MANIFEST = "_manifest.json"
 TAIL_BYTES = 65_536  # a Parquet file's footer, with its statistics, lies here
 
 
@@ -82,8 +84,11 @@ def versions() -> dict[str, str]:
 
 def read_manifest(folder: str | Path) -> dict[str, Any] | None:
     """Return a step's manifest, or None where the step is not done."""
-    path = Path(folder) / MANIFEST
-    return json.loads(path.read_text()) if path.is_file() else None
+    for name in (MANIFEST, HIDDEN_MANIFEST):
+        path = Path(folder) / name
+        if path.is_file():
+            return json.loads(path.read_text())
+    return None
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -112,7 +117,8 @@ def write_manifest(
         "versions": versions(),
         "result": dict(result),
     }
-    write_json(Path(folder) / MANIFEST, content)
+    holds_data = any(Path(folder).glob("*.parquet"))
+    write_json(Path(folder) / (HIDDEN_MANIFEST if holds_data else MANIFEST), content)
 
 
 def is_done(

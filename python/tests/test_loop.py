@@ -95,6 +95,10 @@ def test_exactly_the_number_asked_for_becomes_persons(loop, warehouse):
     assert pq.read_table(loop / "omop" / "person").num_rows == 100
 
 
+def test_sequences_are_read_as_a_folder(loop):
+    assert pq.read_table(loop / "generated_sequences").num_rows == 100
+
+
 def test_the_source_was_dirty_and_the_ledger_says_so(warehouse):
     reasons = {
         reason

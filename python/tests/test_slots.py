@@ -106,11 +106,11 @@ def neighbours(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("rows", [3, 8, 64])
+@pytest.mark.parametrize("rows", [3, 64])
 def test_a_row_is_the_same_whatever_its_neighbours_are(models, family, rows):
     _, model = models(family)
     slots = make_slots(model, rows)
-    history = random_tokens(model, 80, seed=7)
+    history = random_tokens(model, 50, seed=7)
     first = neighbours(model, slots, 1, history, seed=0)
     for seed in (1, 2):
         assert torch.equal(first, neighbours(model, slots, 1, history, seed=seed))

@@ -54,7 +54,12 @@ counted as (
         ) as date_count
     from dates
     inner join far_apart on dates.person_id = far_apart.person_id
-    where dates.a_date is not null
+    {%- if var('start_date') %}
+        -- what is left out for its date has no say
+        where dates.a_date >= cast('{{ var("start_date") }}' as date)
+    {%- else %}
+        where dates.a_date is not null
+    {%- endif %}
 
 ),
 
