@@ -18,7 +18,8 @@ from omop_gpt.decode import DecodeConfig, decode
 from omop_gpt.encode import EncodeConfig, encode
 from omop_gpt.grammar import Grammar
 from omop_gpt.run import RunConfig, run
-from omop_gpt.sample import SampleConfig, Sampler, load_model, sample
+from omop_gpt.sample import SampleConfig, load_model, sample
+from omop_gpt.sampler import Sampler
 from omop_gpt.simulate import SimulateConfig, simulate
 from omop_gpt.step import InputError, folder_fingerprint, read_manifest
 

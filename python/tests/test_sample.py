@@ -14,15 +14,12 @@ import torch
 from conftest import RARE, make_grammar, make_model, random_history
 from omop_gpt import sample as sampling
 from omop_gpt.grammar import Grammar
-from omop_gpt.sample import (
+from omop_gpt.sample import SampleConfig, load_model, read_prompts, sample
+from omop_gpt.sampler import (
     LONGEST_UNCUT,
     PROMPT_TOKENS,
     SHORTEST_CONTEXT,
-    SampleConfig,
     Sampler,
-    load_model,
-    read_prompts,
-    sample,
     stream,
     warpers,
 )
