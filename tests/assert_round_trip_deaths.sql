@@ -13,24 +13,6 @@ restored as (
 
     select person_id, death_date from {{ ref('death') }}
 
-),
-
-missing as (
-
-    select 'missing' as difference, expected.* from expected
-    except all
-    select 'missing' as difference, restored.* from restored
-
-),
-
-invented as (
-
-    select 'invented' as difference, restored.* from restored
-    except all
-    select 'invented' as difference, expected.* from expected
-
 )
 
-select * from missing
-union all
-select * from invented
+{{ differences('expected', 'restored') }}

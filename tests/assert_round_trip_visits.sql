@@ -39,24 +39,6 @@ restored as (
         ) as visit_number
     from {{ ref('visit_occurrence') }}
 
-),
-
-missing as (
-
-    select 'missing' as difference, encoded.* from encoded
-    except all
-    select 'missing' as difference, restored.* from restored
-
-),
-
-invented as (
-
-    select 'invented' as difference, restored.* from restored
-    except all
-    select 'invented' as difference, encoded.* from encoded
-
 )
 
-select * from missing
-union all
-select * from invented
+{{ differences('encoded', 'restored') }}
