@@ -55,3 +55,35 @@
         lateral view posexplode({{ array }}) tokens as index, token_id
     {%- endif -%}
 {%- endmacro %}
+
+{#- An array of what is not NULL among expressions of one type, in their order. -#}
+{% macro array_of(expressions) -%}
+    {%- if target.type == 'duckdb' -%}
+        list_filter([{{ expressions | join(', ') }}], lambda item: item is not null)
+    {%- else -%}
+        filter(array({{ expressions | join(', ') }}), item -> item is not null)
+    {%- endif -%}
+{%- endmacro %}
+
+{#- How many elements of an array of numbers, in ascending order, are at most a value. -#}
+{% macro array_rank(array, value) -%}
+    {%- if target.type == 'duckdb' -%}
+        len(list_filter({{ array }}, lambda item: item <= {{ value }}))
+    {%- else -%}
+        size(filter({{ array }}, item -> item <= {{ value }}))
+    {%- endif -%}
+{%- endmacro %}
+
+{#- An array of numbers with each brought between two bounds. -#}
+{% macro array_within(array, least, largest) -%}
+    {%- if target.type == 'duckdb' -%}
+        list_transform(
+            {{ array }},
+            lambda item: greatest(least(item, {{ largest }}), {{ least }})
+        )
+    {%- else -%}
+        transform(
+            {{ array }}, item -> greatest(least(item, {{ largest }}), {{ least }})
+        )
+    {%- endif -%}
+{%- endmacro %}

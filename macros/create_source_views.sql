@@ -2,11 +2,11 @@
     Make what the models read visible in the warehouse, before the run:
 
     * schema `omop`: a view of each table of source `omop`, over var('input_folder');
-    * schema `generated`: sequences and their vocabulary, over var('patient_sequence_folder').
+    * schema `generated`: sequences and vocabulary, over var('patient_sequence_folder').
 
-    Each view starts from an empty row of the declared columns and types, so that an
-    absent table or column is NULL and never an error. On other warehouses than DuckDB
-    the tables are expected to be there.
+    Each view has the declared columns and types, so that an absent table or column is
+    NULL and never an error. What cannot be cast is counted in `omop.casts`. On other
+    warehouses than DuckDB the tables are expected to be there.
 -#}
 {% macro create_source_views() %}
     {{ return(adapter.dispatch('create_source_views', 'omop_gpt')()) }}
@@ -16,122 +16,90 @@
 
 {% macro duckdb__create_source_views() %}
     {%- if execute %}
+        {%- do run_query('create schema if not exists omop') %}
         {%- if var('input_folder') %}
-            {%- do create_views_of('omop', var('input_folder')) %}
+            {%- do run_query(casts_table('create or replace table')) %}
+            {%- do create_views_of('omop', omop_readers(var('input_folder'))) %}
+            {%- do refuse_uncast(var('max_uncast_share', 0.01) | float) %}
+        {%- else %}
+            {%- do run_query(casts_table('create table if not exists')) %}
         {%- endif %}
         {%- if var('patient_sequence_folder') %}
-            {%- do create_views_of('generated', var('patient_sequence_folder')) %}
+            {%- do create_views_of('generated', generated_readers()) %}
         {%- endif %}
     {%- endif %}
 {% endmacro %}
 
-{% macro create_views_of(source_name, path) %}
-    {%- set readers = {} %}
-    {%- set folder = dbt.escape_single_quotes(path.rstrip('/')) %}
-    {%- if folder.endswith('.duckdb') %}
-        {%- do run_query(
-            "attach if not exists '" ~ folder ~ "' as " ~ source_name ~ "_input (read_only)"
-        ) %}
-        {%- set tables = run_query(
-            "select lower(table_name), schema_name || '.' || table_name from duckdb_tables()"
-            ~ " where database_name = '" ~ source_name ~ "_input'"
-        ) %}
-        {%- for row in tables.rows %}
-            {%- do readers.update({row[0]: source_name ~ '_input.' ~ row[1]}) %}
-        {%- endfor %}
-    {%- else %}
-        {%- for row in run_query(source_files(source_name, folder)).rows %}
-            {%- set files = '[' ~ row[2] ~ ']' %}
-            {%- if row[1] == 'parquet' %}
-                {%- set reader = 'read_parquet(' ~ files ~ ', union_by_name = true)' %}
-            {%- else %}
-                {%- set reader = 'read_csv(' ~ files
-                    ~ ', all_varchar = true, header = true, union_by_name = true)' %}
-            {%- endif %}
-            {%- do readers.update({row[0]: reader}) %}
-        {%- endfor %}
-        {%- if source_name == 'generated' and var('vocabulary_folder') %}
-            {%- set vocabulary = dbt.escape_single_quotes(var('vocabulary_folder')) %}
-            {%- do readers.update({
-                'vocabulary': "read_parquet('" ~ vocabulary ~ "/vocabulary.parquet')",
-                'value_bins': "read_parquet('" ~ vocabulary ~ "/value_bins.parquet')"
-            }) %}
-        {%- endif %}
-    {%- endif %}
-
-    {%- set needed = 'person' if source_name == 'omop' else 'sequences' %}
-    {%- if needed not in readers %}
-        {%- do exceptions.raise_compiler_error(
-            path ~ ' has no ' ~ needed ~ ': name the folder that holds its files.'
-        ) %}
-    {%- endif %}
-
+{#- `readers`: how each table is read, by its name; see source_tables.sql. -#}
+{% macro create_views_of(source_name, readers) %}
     {%- for source in graph.sources.values()
         | selectattr('source_name', 'equalto', source_name) %}
-        {%- set columns = [] %}
-        {%- for column in source.columns.values() %}
-            {%- do columns.append(
-                'cast(null as ' ~ column.data_type ~ ') as ' ~ column.name
-            ) %}
-        {%- endfor %}
         {%- if loop.first %}
             {%- do run_query('create schema if not exists ' ~ source.schema) %}
         {%- endif %}
-        {%- do run_query(
-            'create or replace view ' ~ source.schema ~ '.' ~ source.identifier ~ ' as'
-            ~ ' select ' ~ columns | join(', ') ~ ' where false'
-            ~ (
-                ' union all by name select * from ' ~ readers[source.name]
-                if source.name in readers else ''
-            )
-        ) %}
+        {%- do create_view_of(source, readers.get(source.name)) %}
     {%- endfor %}
 {% endmacro %}
 
-{#-
-    The data files of a folder: table, format, quoted paths. A table is a folder of files
-    or one file.
--#}
-{% macro source_files(source_name, folder) %}
-    {%- set pattern = folder | replace('[', '[[]') %}
-    with
+{% macro create_view_of(source, reader) %}
+    {%- set found = {} %}
+    {%- if reader %}
+        {%- for row in run_query('describe ' ~ union_of(reader.calls)).rows %}
+            {%- do found.update({row[0] | lower | trim: {
+                'name': adapter.quote(row[0]), 'type': row[1]
+            }}) %}
+        {%- endfor %}
+        {%- set key = 'person_id' if 'person_id' in source.columns
+            else source.columns | first %}
+        {%- if source.source_name == 'omop' and key not in found %}
+            {%- do refuse(
+                'table ' ~ source.name ~ ' has no column ' ~ key ~ ' (' ~ reader.place
+                ~ '): its first line must name the columns.'
+            ) %}
+        {%- endif %}
+    {%- endif %}
 
-    found as (
+    {%- set columns = [] %}
+    {%- set casts = [] %}
+    {%- for column in source.columns.values() %}
+        {%- set given = found.get(column.name) %}
+        {%- if given %}
+            {%- set value = read_as(given.name, given.type, column.data_type) %}
+            {%- if reader.is_csv or not is_free(given.type, column.data_type) %}
+                {%- do casts.append({
+                    'column': column.name, 'given': given.name, 'value': value,
+                    'found_type': given.type, 'wanted_type': column.data_type,
+                    'identifies': column.name.endswith('_id')
+                    and not column.name.endswith('concept_id')
+                }) %}
+            {%- endif %}
+        {%- else %}
+            {%- set value = 'cast(null as ' ~ column.data_type ~ ')' %}
+        {%- endif %}
+        {%- do columns.append(value ~ ' as ' ~ column.name) %}
+    {%- endfor %}
+    {%- do run_query(
+        'create or replace view ' ~ source.schema ~ '.' ~ source.identifier
+        ~ ' as select ' ~ columns | join(', ')
+        ~ (' from (' ~ union_of(reader.calls) ~ ')' if reader else ' where false')
+    ) %}
+    {%- if reader and reader.is_csv %}
+        {%- set beyond = [] %}
+        {%- for name, given in found.items() if name.startswith('beyond_') %}
+            {%- do beyond.append(given.name) %}
+        {%- endfor %}
+        {%- do casts.append({
+            'column': 'beyond the names', 'value': 'cast(null as varchar)',
+            'given': 'coalesce(' ~ beyond | join(', ') ~ ')',
+            'found_type': 'VARCHAR', 'wanted_type': 'column', 'identifies': true
+        }) %}
+    {%- endif %}
+    {%- if source.source_name == 'omop' and casts %}
+        {%- do count_casts(source.name, reader, casts) %}
+    {%- endif %}
+{% endmacro %}
 
-        select
-            file,
-            string_split(substr(file, length('{{ folder }}') + 2), '/') as parts
-        from (
-            select file from glob('{{ pattern }}/*')
-            union all
-            select file from glob('{{ pattern }}/*/*')
-        )
-
-    ),
-
-    named as (
-
-        select
-            file,
-            lower(regexp_extract(parts[-1], '\.([a-zA-Z]+)$', 1)) as extension,
-            {% if source_name == 'generated' -%}
-            case when parts[1] = 'vocabulary' then 'vocabulary' else 'sequences' end
-            {%- else -%}
-            lower(regexp_extract(parts[1], '^[^.]+'))
-            {%- endif %} as table_name
-        from found
-        where not starts_with(parts[-1], '.') and not starts_with(parts[-1], '_')
-
-    )
-
-    select
-        table_name,
-        case when extension = 'parquet' then 'parquet' else 'csv' end as format,
-        string_agg(
-            '''' || replace(file, '''', '''''') || '''', ', ' order by file
-        ) as files
-    from named
-    where extension in ('parquet', 'csv', 'tsv')
-    group by 1, 2
-    order by 1, 2
+{#- Stop with one line: `build` shows it as it is, without the trace. -#}
+{% macro refuse(message) %}
+    {%- do exceptions.raise_compiler_error('cannot read: ' ~ message) %}
 {% endmacro %}

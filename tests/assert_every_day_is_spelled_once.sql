@@ -49,7 +49,6 @@ walks as (
 
     select role, days, count(*) as walk_count
     from {{ ref('int_days_spelled') }}
-    where step = 1
     group by 1, 2
 
 )

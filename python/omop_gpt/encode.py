@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -39,8 +40,11 @@ class EncodeConfig:
     )
     output_folder: str = flag("Where warehouse, timeline and sequences are written.")
     start_date: str = flag("Only what happened on or after this day (ISO).", "")
+    max_uncast_share: float = flag(
+        "Stop where more of a column's values than this share cannot be cast.", 0.01
+    )
     cores: int = flag("Processor cores for DuckDB and Spark.", os.cpu_count() or 1)
-    memory: str = flag("Memory for DuckDB and for Spark, which run in turn.", "4GB")
+    memory: str = flag("Memory, shared out between DuckDB and Spark.", "4GB")
 
     def __post_init__(self) -> None:
         """Check what can be checked without reading data."""
@@ -51,6 +55,10 @@ class EncodeConfig:
                 raise InputError(
                     f"--start_date {self.start_date} is not a date: write 1985-01-01."
                 ) from None
+        if not 0 <= self.max_uncast_share <= 1:
+            raise InputError(
+                f"--max_uncast_share {self.max_uncast_share}: give a share, 0 to 1."
+            )
         if self.cores < 1:
             raise InputError(f"--cores {self.cores}: give at least 1.")
 
@@ -82,20 +90,34 @@ def encode(config: EncodeConfig) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     timeline = partial / "timeline"
     timeline.mkdir(parents=True)
+    database = partial / "warehouse.duckdb"
+    duckdb_memory, spark_memory = share_memory(config.memory)
     try:
-        warehouse.build(
-            "encode",
-            variables={
-                "input_folder": str(root.resolve()),
-                "timeline_folder": str(timeline.resolve()),
-                "start_date": config.start_date,
-            },
-            warehouse=partial / "warehouse.duckdb",
-            work_folder=work_folder,
-            cores=config.cores,
-            memory=config.memory,
-        )
-        counts = pack_timeline(config, timeline, partial)
+        # Spark takes as long to start as dbt takes for a small source: side by side
+        with pack.spark_in_background(config.cores, spark_memory) as spark:
+            warehouse.build(
+                "encode",
+                variables={
+                    "input_folder": str(root.resolve()),
+                    "timeline_folder": str(timeline.resolve()),
+                    "start_date": config.start_date,
+                    "max_uncast_share": config.max_uncast_share,
+                },
+                warehouse=database,
+                work_folder=work_folder,
+                cores=config.cores,
+                memory=duckdb_memory,
+            )
+            facts, counts = measure(database)
+            with whole_folder(partial / "patient_sequence") as folder:
+                pack.pack(str(timeline.resolve()), str(folder.resolve()), spark())
+                pack.name_plainly(folder)
+                save_language(
+                    folder / "vocabulary",
+                    grammar=warehouse.project_folder() / "seeds" / "grammar",
+                    timeline=timeline,
+                    facts=facts,
+                )
         publish(partial, output)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -114,72 +136,75 @@ def encode(config: EncodeConfig) -> Path:
     return sequences
 
 
-def pack_timeline(config: EncodeConfig, timeline: Path, partial: Path) -> dict:
-    """Cut the timeline into sequences, with the language beside them; return counts."""
-    with whole_folder(partial / "patient_sequence") as folder:
-        spark = pack.start_spark(config.cores, spark_memory(config.memory))
-        try:
-            pack.pack(str(timeline.resolve()), str(folder.resolve()), spark)
-        finally:
-            spark.stop()
-        pack.name_plainly(folder)
-        facts, counts = measure(timeline)
-        save_language(
-            folder / "vocabulary",
-            grammar=warehouse.project_folder() / "seeds" / "grammar",
-            timeline=timeline,
-            facts=facts,
-        )
-    return counts
+def share_memory(memory: str) -> tuple[str, str]:
+    """Share a size such as 4GB out: three quarters for DuckDB, a quarter for Spark.
+
+    Spark streams files through, and needs no more than 2 GB. Raises InputError for
+    what is no size, or below 2 GB.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([gm])(?:b|ib)?", memory.strip().lower())
+    megabytes = 0
+    if found:
+        megabytes = int(float(found[1]) * (1024 if found[2] == "g" else 1))
+    if megabytes < 2048:
+        raise InputError(f"--memory {memory}: give a size of at least 2GB, as 4GB.")
+    spark = min(megabytes // 4, 2048)
+    return f"{megabytes - spark}MiB", f"{spark}m"
 
 
-def spark_memory(memory: str) -> str:
-    """Write a memory size as Spark reads it: 4GB as 4g."""
-    return memory.lower().removesuffix("b").removesuffix("i")
-
-
-def measure(timeline: Path) -> tuple[dict, dict]:
+def measure(database: Path) -> tuple[dict, dict]:
     """Facts that sampling must know of the training split, and counts of the run."""
     import duckdb
 
-    con = duckdb.connect()
-    for name in ("persons", "visits", "events", "tokens"):
-        con.execute(
-            f"create view {name} as from read_parquet('{timeline}/{name}/*.parquet')"
+    with duckdb.connect(str(database), read_only=True) as con:
+        con.execute("set schema = 'encode_steps'")
+        # an end is where an event ends, or a supply runs out: after any visit, maybe
+        first, last, last_end = con.execute(
+            """
+            select
+                min(a_date) filter (not is_end),
+                max(a_date) filter (not is_end),
+                max(a_date)
+            from (
+                select person_id, visit_start_date as a_date, false as is_end
+                from int_visits_ordered
+                union all
+                select person_id, visit_end_date, false from int_visits_ordered
+                union all
+                select person_id, event_date, false from int_events_ordered
+                union all
+                select person_id, death_date, false from int_persons_started
+                union all
+                select person_id, end_date, true from int_events_ordered
+                union all
+                select person_id, event_date + days_supply - 1, true
+                from int_events_ordered
+            )
+            where person_id in (
+                select person_id from int_persons_started where split = 'train'
+            )
+            """
+        ).fetchone()
+        persons = dict(
+            con.execute(
+                "select split, count(*) from int_persons_started group by 1"
+            ).fetchall()
         )
-    # an end is where an event ends, or a supply runs out: later than any visit, maybe
-    first, last, last_end = con.execute(
-        """
-        select
-            min(a_date) filter (not is_end),
-            max(a_date) filter (not is_end),
-            max(a_date)
-        from (
-            select person_id, visit_start_date as a_date, false as is_end from visits
-            union all select person_id, visit_end_date, false from visits
-            union all select person_id, event_date, false from events
-            union all select person_id, death_date, false from persons
-            union all select person_id, end_date, true from events
-            union all select person_id, event_date + days_supply - 1, true from events
-        )
-        where person_id in (select person_id from persons where split = 'train')
-        """
-    ).fetchone()
-    persons = dict(
-        con.execute("select split, count(*) from persons group by 1").fetchall()
-    )
-    (longest,) = con.execute(
-        """
-        select max(token_count) from (
-            select count(*) as token_count from tokens
-            where split = 'train' group by person_id
-        )
-        """
-    ).fetchone()
-    rows = {
-        name: con.execute(f"select count(*) from {name}").fetchone()[0]
-        for name in ("persons", "visits", "events", "tokens")
-    }
+        longest, token_count = con.execute(
+            """
+            select max(last_position) filter (split = 'train'), sum(last_position)
+            from (
+                select split, max(first_position + token_count - 1) as last_position
+                from int_tokens_placed
+                group by split, person_id
+            )
+            """
+        ).fetchone()
+        rows = {"persons": sum(persons.values()), "tokens": int(token_count or 0)}
+        for name in ("visits", "events"):
+            (rows[name],) = con.execute(
+                f"select count(*) from int_{name}_ordered"
+            ).fetchone()
     if not persons.get("train"):
         raise InputError(
             f"{rows['persons']} persons leave the training split empty: "

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from omop_gpt.step import InputError, write_json
@@ -58,10 +60,26 @@ def save_language(
     for name in GRAMMAR_FILES:
         shutil.copy(grammar / name, folder / "grammar" / name)
     for name in TABLES:
-        pq.write_table(pq.read_table(timeline / name), folder / f"{name}.parquet")
+        table = pq.read_table(timeline / name)
+        if name == "value_bins":
+            table = shared_bins(table)
+        pq.write_table(table, folder / f"{name}.parquet")
     made = fingerprint(folder)
     write_json(folder / "manifest.json", {"fingerprint": made, **facts})
     return made
+
+
+def shared_bins(bins: pa.Table) -> pa.Table:
+    """Return value bins as they may leave the warehouse: few persons' numbers do not.
+
+    Their range is that of the shape which decode draws from, not of all of training.
+    """
+    bins = bins.filter(pc.is_valid(bins["shared_shape"]))
+    shapes = bins["shared_shape"]
+    for name, point in (("low", 0), ("high", -1)):
+        ends = pa.array([shape[point] for shape in shapes.to_pylist()], pa.float64())
+        bins = bins.set_column(bins.schema.get_field_index(name), name, ends)
+    return bins.drop_columns(["shape"]).rename_columns({"shared_shape": "shape"})
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,8 +15,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,20 +38,21 @@ ROWS_PER_BATCH = 1_000_000
 def sequences(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Cut batches of tokens in order into batches of one row per person.
 
-    In: person_id, split, token_id, is_visit; out: SCHEMA. A person that straddles two
-    batches is held back until it is whole.
+    In: person_id, position, token_id, code (index of the split in SPLITS, times 2, plus
+    1 where a visit opens); out: SCHEMA. A person that straddles two batches is held
+    back until it is whole. Raises RuntimeError if the tokens are not in order.
     """
     held: pa.Table | None = None
     for batch in batches:
         table = pa.Table.from_batches([batch])
         if held is not None:
             table = pa.concat_tables([held, table])
-        person_id = table["person_id"].to_numpy()
-        starts = np.flatnonzero(np.diff(person_id, prepend=~person_id[:1]))
+        starts = np.flatnonzero(table["position"].to_numpy() == 1)
         if not len(starts):
+            held = table
             continue
         held = table.slice(starts[-1])
-        if len(starts) > 1:
+        if starts[-1] > 0:
             yield cut(table.slice(0, starts[-1]), starts[:-1])
     if held is not None and held.num_rows:
         yield cut(held, np.zeros(1, dtype=np.int64))
@@ -57,17 +62,32 @@ def cut(table: pa.Table, starts: np.ndarray) -> pa.RecordBatch:
     """Make one row per person of whole persons: `starts` are their first rows (N,)."""
     table = table.combine_chunks()
     offsets = np.append(starts, table.num_rows).astype(np.int32)
+    lengths = np.diff(offsets)
+    person_id = table["person_id"].to_numpy()
+    wanted = np.arange(1, table.num_rows + 1) - np.repeat(offsets[:-1], lengths)
+    if (
+        not len(starts)
+        or starts[0] != 0
+        or (
+            (table["position"].to_numpy() != wanted).any()
+            or (person_id != np.repeat(person_id[starts], lengths)).any()
+        )
+    ):
+        raise RuntimeError(
+            "the tokens of the timeline are not in order of person and position"
+        )
+    code = table["code"].to_numpy()
     token_ids = pa.ListArray.from_arrays(
         pa.array(offsets), table["token_id"].combine_chunks()
     )
-    is_visit = table["is_visit"].to_numpy().astype(np.int32)
+    visits = np.add.reduceat((code % 2).astype(np.int32), starts).astype(np.int32)
     return pa.RecordBatch.from_arrays(
         [
-            table["split"].combine_chunks().take(pa.array(starts)).cast(pa.string()),
-            table["person_id"].combine_chunks().take(pa.array(starts)),
+            pa.array(np.array(SPLITS)[code[starts] // 2]),
+            pa.array(person_id[starts]),
             token_ids,
-            pa.array(np.diff(offsets)),
-            pa.array(np.add.reduceat(is_visit, starts).astype(np.int32)),
+            pa.array(lengths),
+            pa.array(visits),
         ],
         names=["split", "person_id", "token_ids", "token_count", "visit_count"],
     )
@@ -143,15 +163,53 @@ def start_spark(cores: int, memory: str):  # noqa: ANN201 (pyspark's type is laz
     return spark
 
 
+@contextmanager
+def spark_in_background(cores: int, memory: str) -> Iterator[Callable[[], Any]]:
+    """Start Spark and its Python workers beside other work; yields a call for it.
+
+    The call waits until Spark is there, and raises what kept it from starting. Spark
+    stops with the context.
+    """
+
+    def start() -> Any:
+        spark = start_spark(cores, memory)
+        with tempfile.TemporaryDirectory() as folder:
+            # a first packing loads the classes that the real one needs
+            tokens = pa.table(
+                {
+                    "person_id": pa.array([1], pa.int64()),
+                    "split": [SPLITS[0]],
+                    "position": pa.array([1], pa.int32()),
+                    "token_id": pa.array([0], pa.int32()),
+                    "kind": ["bos"],
+                }
+            )
+            (Path(folder) / "tokens").mkdir()
+            for number in range(cores):
+                pq.write_table(tokens, f"{folder}/tokens/part-{number}.parquet")
+            pack(folder, f"{folder}/out", spark)
+        return spark
+
+    with ThreadPoolExecutor(1) as pool:
+        started = pool.submit(start)
+        try:
+            yield started.result
+        finally:
+            if started.exception() is None:
+                started.result().stop()
+
+
 def pack(timeline_folder: str, output_folder: str, spark) -> None:  # noqa: ANN001
     """Write <output_folder>/<split>/part-*.parquet: person_id, token_ids, counts."""
     from pyspark.sql import functions as F
 
+    names = ", ".join(f"'{split}'" for split in SPLITS)
+    code = (
+        f"2 * (array_position(array({names}), split) - 1)"
+        " + int(kind in ('visit', 'no_visit'))"
+    )
     tokens = spark.read.parquet(f"{timeline_folder}/tokens").select(
-        "person_id",
-        "split",
-        "token_id",
-        F.col("kind").isin("visit", "no_visit").alias("is_visit"),
+        "person_id", "position", "token_id", F.expr(code).cast("byte").alias("code")
     )
     (
         tokens.mapInArrow(sequences, SCHEMA)

@@ -11,34 +11,37 @@ from omop_gpt import warehouse
 from omop_gpt.step import InputError
 
 
-def source_tables() -> list[str]:
-    """Names of the OMOP tables that encode reads, as the dbt sources list them."""
+def source_tables() -> dict[str, list[str]]:
+    """Names of the OMOP tables that encode reads, each with its other spellings."""
     import yaml
 
     path = "models/staging/omop/_omop__sources.yml"
     content = yaml.safe_load((warehouse.project_folder() / path).read_text())
-    return [table["name"] for table in content["sources"][0]["tables"]]
+    return {
+        table["name"]: table.get("config", {}).get("meta", {}).get("also_named", [])
+        for table in content["sources"][0]["tables"]
+    }
 
 
 def source_files(input_folder: str) -> dict[str, list[Path]]:
     """List the data files of each OMOP table in a folder.
 
-    Raises InputError for a missing folder, a missing person table, a broken file.
+    Raises InputError for a missing folder, a missing person table, a broken file. How a
+    table is read, and what else is wrong with it, create_source_views() knows.
     """
     folder = Path(input_folder)
     if folder.suffix == ".duckdb" and folder.is_file():
+        check_database(folder)
         return {"person": [folder]}
     if not folder.is_dir():
         raise InputError(f"--input_folder {folder} is not a folder: check the path.")
     found: dict[str, list[Path]] = {}
-    for name in source_tables():
+    for name, other_names in source_tables().items():
         files = [
             file
             for entry in sorted(folder.iterdir())
-            if entry.name.split(".")[0].lower() == name
-            for file in (sorted(entry.iterdir()) if entry.is_dir() else [entry])
-            if file.suffix.lower() in (".parquet", ".csv", ".tsv")
-            and not file.name.startswith((".", "_"))
+            if entry.name.split(".")[0].lower() in (name, *other_names)
+            for file in data_files(entry)
         ]
         if files:
             found[name] = files
@@ -51,6 +54,30 @@ def source_files(input_folder: str) -> dict[str, list[Path]]:
         for file in files:
             check_file(name, file)
     return found
+
+
+def data_files(entry: Path) -> list[Path]:
+    """List the files of one table: itself, or those of a folder and its partitions."""
+    if entry.name.startswith((".", "_")):
+        return []
+    if entry.is_dir():
+        return [file for child in sorted(entry.iterdir()) for file in data_files(child)]
+    name = entry.name.lower().removesuffix(".gz")
+    return [entry] if name.endswith((".parquet", ".csv", ".tsv")) else []
+
+
+def check_database(file: Path) -> None:
+    """Raise InputError if DuckDB cannot open a file: it is none, or is locked."""
+    import duckdb
+
+    try:
+        duckdb.connect(str(file), read_only=True).close()
+    except duckdb.Error as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{file} cannot be opened as a DuckDB file ({reason}): name another file, "
+            "or close the program that writes it."
+        ) from None
 
 
 def check_file(table: str, file: Path) -> None:

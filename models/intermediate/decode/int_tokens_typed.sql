@@ -31,6 +31,7 @@ counted as (
     select
         unnested.person_id,
         unnested.position,
+        vocabulary.token,
         vocabulary.kind,
         vocabulary.role,
         vocabulary.makes,
@@ -67,6 +68,7 @@ dated as (
     select
         person_id,
         cast(position as int) as position,
+        token,
         kind,
         role,
         makes,

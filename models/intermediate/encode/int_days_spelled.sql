@@ -1,5 +1,5 @@
--- One row per number of days and token that spells it: the walks through the grammar
--- from where a gap, a move or an end may start to where it is complete.
+-- One row per number of days as a gap, a move or an end, with the tokens that spell it:
+-- the walks through the grammar from where the number may start to where it is complete.
 with
 
 transitions as (
@@ -68,18 +68,6 @@ walks as (
             and second_steps.next_state = third_steps.state
             and second_steps.role = third_steps.role
 
-),
-
-spelled as (
-
-    select role, days, 1 as step, token_1 as token from walks
-    union all
-    select role, days, 2 as step, token_2 as token from walks
-    where token_2 is not null
-    union all
-    select role, days, 3 as step, token_3 as token from walks
-    where token_3 is not null
-
 )
 
-select * from spelled
+select * from walks

@@ -10,6 +10,12 @@ events as (
 
 ),
 
+event_tables as (
+
+    select * from {{ ref('event_tables') }}
+
+),
+
 persons as (
 
     select * from {{ ref('int_persons_checked') }}
@@ -30,55 +36,56 @@ spans as (
 
 ),
 
-switches as (
+fields as (
 
-    select
-        max(case when field = 'unit' then is_on end) = 1 as has_unit,
-        max(case when field = 'hour' then is_on end) = 1 as has_hour,
-        max(case when field = 'number' then is_on end) = 1 as has_number,
-        max(case when field = 'operator' then is_on end) = 1 as has_operator,
-        max(case when field = 'value_concept' then is_on end) = 1 as has_value_concept,
-        max(case when field = 'quantity' then is_on end) = 1 as has_quantity,
-        max(case when field = 'days_supply' then is_on end) = 1 as has_days_supply,
-        max(case when field = 'end' then is_on end) = 1 as has_end
-    from {{ ref('fields') }}
+    select * from {{ ref('int_fields_pivoted') }}
 
 ),
 
-read as (
+checked as (
 
     select
-        events.source_table,
+        event_tables.table_order,
         events.source_id,
         events.person_id,
         -- a visit of another person, or one that is not there, is no visit
         visits.visit_occurrence_id,
         coalesce(events.concept_id, 0) as concept_id,
         events.event_date,
-        case when switches.has_unit then events.unit_concept_id end as unit_concept_id,
+        case when fields.has_unit then events.unit_concept_id end as unit_concept_id,
         -- the time of day is used only where it says something
         case
             when
-                switches.has_hour
+                fields.has_hour
                 and cast(events.event_datetime as date) = events.event_date
                 and events.event_datetime
                 <> cast(cast(events.event_datetime as date) as timestamp)
                 then cast(extract(hour from events.event_datetime) as int)
         end as hour,
-        case when switches.has_number then events.value_as_number end
-            as value_as_number,
-        case when switches.has_operator then events.operator_concept_id end
+        case
+            when
+                fields.has_number
+                and {{ is_finite('events.value_as_number') }}
+                then events.value_as_number
+        end as value_as_number,
+        case when fields.has_operator then events.operator_concept_id end
             as operator_concept_id,
-        case when switches.has_value_concept then events.value_as_concept_id end
+        case when fields.has_value_concept then events.value_as_concept_id end
             as value_as_concept_id,
-        case when switches.has_quantity then events.quantity end as quantity,
-        case when switches.has_days_supply then events.days_supply end as days_supply,
+        case
+            when fields.has_quantity and {{ is_finite('events.quantity') }}
+                then events.quantity
+        end as quantity,
+        case when fields.has_days_supply then events.days_supply end as days_supply,
         -- an end beyond the language (9999-12-31, mostly) is no end, and counted
         case
-            when switches.has_end and abs({{ end_days }}) <= {{ longest }}
+            when fields.has_end and abs({{ end_days }}) <= {{ longest }}
                 then events.end_date
         end as end_date,
-        switches.has_end and abs({{ end_days }}) > {{ longest }} as has_far_end,
+        fields.has_end and abs({{ end_days }}) > {{ longest }} as has_far_end,
+        (fields.has_number and not {{ is_finite('events.value_as_number') }})
+        or (fields.has_quantity and not {{ is_finite('events.quantity') }})
+            as has_no_finite_number,
         events.concept_id is null as has_null_concept,
         events.visit_occurrence_id is not null
         and visits.visit_occurrence_id is null as has_lost_visit,
@@ -94,60 +101,14 @@ read as (
             when coalesce(events.concept_id, 0) = 0 then 'concept_zero'
         end as reason
     from events
-    cross join switches
+    cross join fields
+    inner join event_tables on events.source_table = event_tables.source_table
     left join persons on events.person_id = persons.person_id
     left join spans on events.person_id = spans.person_id
     left join visits
         on
             events.person_id = visits.person_id
             and events.visit_occurrence_id = visits.visit_occurrence_id
-
-),
-
-checked as (
-
-    select
-        source_table,
-        source_id,
-        person_id,
-        visit_occurrence_id,
-        concept_id,
-        event_date,
-        unit_concept_id,
-        hour,
-        value_as_number,
-        operator_concept_id,
-        value_as_concept_id,
-        quantity,
-        days_supply,
-        end_date,
-        has_far_end,
-        has_null_concept,
-        has_lost_visit,
-        case
-            when reason is not null then reason
-            when
-                row_number() over (
-                    partition by
-                        person_id,
-                        reason,
-                        source_table,
-                        concept_id,
-                        event_date,
-                        visit_occurrence_id,
-                        unit_concept_id,
-                        hour,
-                        value_as_number,
-                        operator_concept_id,
-                        value_as_concept_id,
-                        quantity,
-                        days_supply,
-                        end_date
-                    order by source_id
-                ) > 1
-                then 'repeated_event'
-        end as reason
-    from read
 
 )
 

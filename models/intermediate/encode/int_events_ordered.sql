@@ -7,8 +7,7 @@ events as (
     select
         *,
         case when visit_occurrence_id is null then event_date end as loose_date
-    from {{ ref('int_events_checked') }}
-    where reason is null
+    from {{ ref('int_events_distinct') }}
 
 ),
 
@@ -22,39 +21,61 @@ visits as (
 
 ),
 
+-- where the bins of a token's numbers start; the first takes whatever is smaller
+bin_starts as (
+
+    select
+        token_order,
+        field,
+        {{ collect(
+            "coalesce(low, cast('-infinity' as double))", order_by='bin'
+        ) }} as lows
+    from {{ ref('int_value_bins') }}
+    group by 1, 2
+
+),
+
 placed as (
 
     select
         events.person_id,
         visits.visit_order,
         visits.visit_start_date,
-        events.source_table,
+        events.token_order,
         events.source_id,
-        events.concept_id,
-        events.unit_concept_id,
+        events.row_count,
         events.event_date,
         events.hour,
         events.value_as_number,
-        cast(null as int) as value_bin,
+        -- NULL where training has no number of this token
+        cast(
+            {{ array_rank('numbers.lows', 'events.value_as_number') }} - 1 as int
+        ) as value_bin,
         events.operator_concept_id,
         events.value_as_concept_id,
         events.quantity,
+        cast(
+            {{ array_rank('quantities.lows', 'events.quantity') }} - 1 as int
+        ) as quantity_bin,
         events.days_supply,
-        events.end_date,
-        event_tables.prefix
-        || cast(events.concept_id as {{ dbt.type_string() }})
-        || coalesce(
-            '@' || cast(events.unit_concept_id as {{ dbt.type_string() }}), ''
-        ) as token
+        events.end_date
     from events
-    inner join {{ ref('event_tables') }} as event_tables
-        on events.source_table = event_tables.source_table
     inner join visits
         on
             events.person_id = visits.person_id
             and events.visit_occurrence_id
             is not distinct from visits.visit_occurrence_id
             and events.loose_date is not distinct from visits.loose_date
+    left join bin_starts as numbers
+        on
+            events.token_order = numbers.token_order
+            and numbers.field = 'number'
+            and events.value_as_number is not null
+    left join bin_starts as quantities
+        on
+            events.token_order = quantities.token_order
+            and quantities.field = 'quantity'
+            and events.quantity is not null
 
 ),
 
@@ -62,39 +83,23 @@ ordered as (
 
     select
         *,
-        row_number() over (
-            partition by person_id, visit_order
-            order by
-                event_date,
-                hour nulls first,
-                token,
-                value_as_number nulls first,
-                operator_concept_id nulls first,
-                value_as_concept_id nulls first,
-                quantity nulls first,
-                days_supply nulls first,
-                end_date nulls first,
-                source_table,
-                source_id
-        ) as event_order
+        row_number() over in_visit as event_order,
+        coalesce(lag(event_date) over in_visit, visit_start_date) as cursor_date,
+        lag(hour) over in_visit as previous_hour
     from placed
-
-),
-
-preceded as (
-
-    select
-        *,
-        coalesce(
-            lag(event_date) over (
-                partition by person_id, visit_order order by event_order
-            ),
-            visit_start_date
-        ) as cursor_date,
-        lag(hour) over (
-            partition by person_id, visit_order order by event_order
-        ) as previous_hour
-    from ordered
+    window in_visit as (
+        partition by person_id, visit_order
+        order by
+            event_date,
+            hour nulls first,
+            token_order,
+            value_as_number nulls first,
+            operator_concept_id nulls first,
+            value_as_concept_id nulls first,
+            quantity nulls first,
+            days_supply nulls first,
+            end_date nulls first
+    )
 
 ),
 
@@ -104,10 +109,9 @@ measured as (
         person_id,
         visit_order,
         cast(event_order as int) as event_order,
-        source_table,
+        token_order,
         source_id,
-        concept_id,
-        unit_concept_id,
+        row_count,
         event_date,
         {{ days_between('visit_start_date', 'event_date') }} as day_offset,
         {{ days_between('cursor_date', 'event_date') }} as move_days,
@@ -124,11 +128,11 @@ measured as (
         operator_concept_id,
         value_as_concept_id,
         quantity,
+        quantity_bin,
         days_supply,
         end_date,
-        {{ days_between('event_date', 'end_date') }} as end_days,
-        token
-    from preceded
+        {{ days_between('event_date', 'end_date') }} as end_days
+    from ordered
 
 )
 

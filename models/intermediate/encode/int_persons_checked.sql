@@ -1,5 +1,5 @@
 -- One row per row of the source's person table: the first row of each person_id is
--- encoded, the others have a reason.
+-- encoded, the others have a reason. Its hash chooses the split and the file.
 with
 
 source_persons as (
@@ -26,7 +26,18 @@ numbered as (
                 gender_concept_id nulls last,
                 race_concept_id nulls last,
                 ethnicity_concept_id nulls last
-        ) as repetition
+        ) as repetition,
+        {{ dbt.hash(dbt.concat([
+            "'" ~ var('split_salt') ~ ":'",
+            'cast(person_id as ' ~ dbt.type_string() ~ ')'
+        ])) }} as person_hash
+    from source_persons
+
+),
+
+counted as (
+
+    select count(distinct person_id) as person_count
     from source_persons
 
 ),
@@ -34,17 +45,40 @@ numbered as (
 checked as (
 
     select
-        person_id,
-        gender_concept_id,
-        race_concept_id,
-        ethnicity_concept_id,
-        year_of_birth,
-        has_null_concept,
+        numbered.person_id,
+        numbered.gender_concept_id,
+        numbered.race_concept_id,
+        numbered.ethnicity_concept_id,
+        numbered.year_of_birth,
+        numbered.has_null_concept,
+        -- 70, 80 and 90 % of the eight hexadecimal digits, compared as text
         case
-            when person_id is null then 'no_person_id'
-            when repetition > 1 then 'repeated_person'
+            when substr(numbered.person_hash, 1, 8) < 'b3333333' then 'train'
+            when substr(numbered.person_hash, 1, 8) < 'cccccccc' then 'validation'
+            when substr(numbered.person_hash, 1, 8) < 'e6666666' then 'holdout'
+            else 'reserve'
+        end as split,
+        -- two other digits choose the file: 2 files, and more from 20,000 persons each
+        cast(
+            (
+                16 * ({{ hex_digit('numbered.person_hash', 9) }})
+                + {{ hex_digit('numbered.person_hash', 10) }}
+            )
+            % case
+                when counted.person_count <= 40000 then 2
+                when counted.person_count <= 80000 then 4
+                when counted.person_count <= 160000 then 8
+                when counted.person_count <= 320000 then 16
+                when counted.person_count <= 640000 then 32
+                else 64
+            end as int
+        ) as part,
+        case
+            when numbered.person_id is null then 'no_person_id'
+            when numbered.repetition > 1 then 'repeated_person'
         end as reason
     from numbered
+    cross join counted
 
 )
 

@@ -41,6 +41,8 @@ started as (
         persons.race_concept_id,
         persons.ethnicity_concept_id,
         persons.year_of_birth,
+        persons.split,
+        persons.part,
         deaths.death_date,
         coalesce(visit_spans.visit_count, 0) as visit_count,
         cast(
@@ -77,41 +79,10 @@ measured as (
         start_year,
         start_year - year_of_birth as age_years,
         {{ days_between('cursor_date', 'death_date') }} as death_gap_days,
-        {{ dbt.hash(dbt.concat([
-            "'" ~ var('split_salt') ~ ":'",
-            'cast(person_id as ' ~ dbt.type_string() ~ ')'
-        ])) }} as person_hash
+        split,
+        part
     from started
-
-),
-
-split as (
-
-    select
-        person_id,
-        gender_concept_id,
-        race_concept_id,
-        ethnicity_concept_id,
-        year_of_birth,
-        death_date,
-        visit_count,
-        start_year,
-        age_years,
-        death_gap_days,
-        -- 70, 80 and 90 % of the eight hexadecimal digits, compared as text
-        case
-            when substr(person_hash, 1, 8) < 'b3333333' then 'train'
-            when substr(person_hash, 1, 8) < 'cccccccc' then 'validation'
-            when substr(person_hash, 1, 8) < 'e6666666' then 'holdout'
-            else 'reserve'
-        end as split,
-        -- the file of the timeline that holds the person: another digit, 0 to 15
-        cast(
-            {{ dbt.position('substr(person_hash, 9, 1)', "'0123456789abcdef'") }} - 1
-            as int
-        ) as part
-    from measured
 
 )
 
-select * from split
+select * from measured

@@ -1,16 +1,20 @@
--- One row per token of a sequence, with the keys that order it: visit_order, then
--- event_order (0 opens the visit, the largest closes it), then slot.
+-- One row per run of adjoining tokens of a sequence: the demographics, what opens a
+-- visit, an event with its values, what closes a visit, what closes the history. A run
+-- has thirteen places, filled or NULL; first_position is where the run starts. The rows lie in the order of the files.
+{%- set last = 2147483647 %}
+{%- set places = run_places() %}
+
 with
 
-measured as (
+persons as (
 
-    select * from {{ ref('int_days_measured') }}
+    select * from {{ ref('int_persons_started') }}
 
 ),
 
-named as (
+visits as (
 
-    select * from {{ ref('int_tokens_named') }}
+    select * from {{ ref('int_visits_ordered') }}
 
 ),
 
@@ -26,53 +30,275 @@ vocabulary as (
 
 ),
 
-spelled as (
+event_tokens as (
 
-    select spelled.role, spelled.days, spelled.step, vocabulary.token_id
-    from {{ ref('int_days_spelled') }} as spelled
-    inner join vocabulary on spelled.token = vocabulary.token
+    select event_tokens.token_order, vocabulary.token_id
+    from {{ ref('int_event_tokens') }} as event_tokens
+    inner join vocabulary on event_tokens.token = vocabulary.token
 
 ),
 
--- left joins: what the language cannot say must fail, not vanish
-placed as (
+spelled as (
 
     select
-        measured.person_id,
-        measured.visit_order,
-        measured.event_order,
-        measured.slot + spelled.step as slot,
-        spelled.token_id
-    from measured
-    left join spelled
-        on measured.role = spelled.role and measured.days = spelled.days
+        spelled.role,
+        spelled.days,
+        tokens_1.token_id as token_id_1,
+        tokens_2.token_id as token_id_2,
+        tokens_3.token_id as token_id_3
+    from {{ ref('int_days_spelled') }} as spelled
+    inner join vocabulary as tokens_1 on spelled.token_1 = tokens_1.token
+    left join vocabulary as tokens_2 on spelled.token_2 = tokens_2.token
+    left join vocabulary as tokens_3 on spelled.token_3 = tokens_3.token
 
-    union all
+),
+
+-- kinds that have one token
+singles as (
 
     select
-        named.person_id,
-        named.visit_order,
-        named.event_order,
-        named.slot,
-        vocabulary.token_id
-    from named
-    left join vocabulary
+        max(case when kind = 'bos' then token_id end) as bos,
+        max(case when kind = 'eos' then token_id end) as eos,
+        max(case when kind = 'death' then token_id end) as death,
+        max(case when kind = 'no_visit' then token_id end) as no_visit,
+        max(case when kind = 'year_unknown' then token_id end) as year_unknown,
+        max(case when kind = 'age_unknown' then token_id end) as age_unknown,
+        max(case when kind = 'number_unknown' then token_id end) as number_unknown,
+        max(case when kind = 'quantity_unknown' then token_id end) as quantity_unknown
+    from vocabulary
+
+),
+
+opened_histories as (
+
+    select
+        persons.person_id,
+        0 as visit_order,
+        0 as event_order,
+        {{- run([
+            'singles.bos',
+            'case when persons.start_year is null then singles.year_unknown'
+            ~ ' else coalesce(years.token_id, -1) end',
+            'case when persons.age_years is null then singles.age_unknown'
+            ~ ' else coalesce(ages.token_id, -1) end',
+            'coalesce(genders.token_id, -1)',
+            'coalesce(races.token_id, -1)',
+            'coalesce(ethnicities.token_id, -1)',
+        ]) }}
+    from persons
+    cross join singles
+    left join vocabulary as years
+        on persons.start_year = years.number and years.kind = 'year'
+    left join vocabulary as ages
+        on persons.age_years = ages.number and ages.kind = 'age'
+    left join vocabulary as genders
+        on persons.gender_concept_id = genders.concept_id and genders.kind = 'gender'
+    left join vocabulary as races
+        on persons.race_concept_id = races.concept_id and races.kind = 'race'
+    left join vocabulary as ethnicities
         on
-            named.kind = vocabulary.kind
-            and coalesce(named.number, 0) = coalesce(vocabulary.number, 0)
-            and coalesce(named.concept_id, 0) = coalesce(vocabulary.concept_id, 0)
+            persons.ethnicity_concept_id = ethnicities.concept_id
+            and ethnicities.kind = 'ethnicity'
 
-    union all
+),
+
+opened_visits as (
+
+    select
+        visits.person_id,
+        visits.visit_order,
+        0 as event_order,
+        {{- run(spelled_days('true', 'gaps') + [
+            'case when visits.is_loose then singles.no_visit'
+            ~ ' else coalesce(visit_types.token_id, -1) end',
+        ]) }}
+    from visits
+    cross join singles
+    left join spelled as gaps on visits.gap_days = gaps.days and gaps.role = 'gap'
+    left join vocabulary as visit_types
+        on
+            visits.visit_concept_id = visit_types.concept_id
+            and visit_types.kind = 'visit'
+
+),
+
+event_runs as (
 
     select
         events.person_id,
         events.visit_order,
         events.event_order,
-        5 as slot,
-        vocabulary.token_id
+        {{- run(spelled_days('events.move_days <> 0', 'moves') + [
+            'case when events.is_new_hour then coalesce(hours.token_id, -1) end',
+            'coalesce(event_tokens.token_id, -1)',
+            'case when events.value_as_number is not null and events.value_bin is null'
+            ~ ' then singles.number_unknown else '
+            ~ token_or_missing('events.value_bin', 'numbers.token_id') ~ ' end',
+            token_or_missing('events.operator_concept_id', 'operators.token_id'),
+            token_or_missing('events.value_as_concept_id', 'value_concepts.token_id'),
+            'case when events.quantity is not null and events.quantity_bin is null'
+            ~ ' then singles.quantity_unknown else '
+            ~ token_or_missing('events.quantity_bin', 'quantities.token_id') ~ ' end',
+            token_or_missing('events.days_supply', 'supplies.token_id'),
+        ] + spelled_days('events.end_days is not null', 'ends')) }}
     from events
-    left join vocabulary on events.token = vocabulary.token
+    cross join singles
+    left join event_tokens on events.token_order = event_tokens.token_order
+    left join spelled as moves on events.move_days = moves.days and moves.role = 'move'
+    left join vocabulary as hours on events.hour = hours.number and hours.kind = 'hour'
+    left join vocabulary as numbers
+        on events.value_bin = numbers.number and numbers.kind = 'number'
+    left join vocabulary as operators
+        on
+            events.operator_concept_id = operators.concept_id
+            and operators.kind = 'operator'
+    left join vocabulary as value_concepts
+        on
+            events.value_as_concept_id = value_concepts.concept_id
+            and value_concepts.kind = 'value_concept'
+    left join vocabulary as quantities
+        on events.quantity_bin = quantities.number and quantities.kind = 'quantity'
+    left join vocabulary as supplies
+        on events.days_supply = supplies.number and supplies.kind = 'days_supply'
+    left join spelled as ends on events.end_days = ends.days and ends.role = 'end'
+
+),
+
+last_dates as (
+
+    select person_id, visit_order, max(day_offset) as day_offset
+    from events
+    group by 1, 2
+
+),
+
+-- the last move of a visit leads from its last event to its end, forward or back; the
+-- events of a loose day leave the cursor where it is
+last_moves as (
+
+    select
+        visits.person_id,
+        visits.visit_order,
+        visits.discharged_to_concept_id,
+        {{ days_between('visits.visit_start_date', 'visits.visit_end_date') }}
+        - coalesce(last_dates.day_offset, 0) as days
+    from visits
+    left join last_dates
+        on
+            visits.person_id = last_dates.person_id
+            and visits.visit_order = last_dates.visit_order
+
+),
+
+closed_visits as (
+
+    select
+        last_moves.person_id,
+        last_moves.visit_order,
+        {{ last }} as event_order,
+        {{- run(spelled_days('last_moves.days <> 0', 'moves') + [
+            token_or_missing('last_moves.discharged_to_concept_id', 'discharges.token_id'),
+        ]) }}
+    from last_moves
+    left join spelled as moves on last_moves.days = moves.days and moves.role = 'move'
+    left join vocabulary as discharges
+        on
+            last_moves.discharged_to_concept_id = discharges.concept_id
+            and discharges.kind = 'discharge'
+    where last_moves.days <> 0 or last_moves.discharged_to_concept_id is not null
+
+),
+
+closed_histories as (
+
+    select
+        persons.person_id,
+        {{ last }} as visit_order,
+        0 as event_order,
+        {{- run(spelled_days('persons.death_date is not null', 'gaps') + [
+            'case when persons.death_date is not null then singles.death end',
+            'singles.eos',
+        ]) }}
+    from persons
+    cross join singles
+    left join spelled as gaps on persons.death_gap_days = gaps.days and gaps.role = 'gap'
+
+),
+
+united as (
+
+    select * from opened_histories
+    union all
+    select * from opened_visits
+    union all
+    select * from event_runs
+    union all
+    select * from closed_visits
+    union all
+    select * from closed_histories
+
+),
+
+counted as (
+
+    select
+        *,
+        {%- for place in places %}
+        case when {{ place }} is null then 0 else 1 end
+        {{- ' +' if not loop.last else ' as token_count' }}
+        {%- endfor %}
+    from united
+
+),
+
+sorted as (
+
+    select
+        persons.part,
+        counted.person_id,
+        persons.split,
+        counted.visit_order,
+        counted.event_order,
+        counted.token_count,
+        {%- for place in places %}
+        counted.{{ place }}{{ ',' if not loop.last }}
+        {%- endfor %}
+    from counted
+    inner join persons on counted.person_id = persons.person_id
+    order by
+        persons.part, counted.person_id, counted.visit_order, counted.event_order
+
+),
+
+totalled as (
+
+    select
+        *,
+        {{ running('sum(token_count)', within='person_id') }}
+        - token_count as tokens_before
+    from sorted
+
+),
+
+final as (
+
+    select
+        part,
+        person_id,
+        split,
+        cast(
+            tokens_before + 1
+            - {{ running(
+                'max(case when visit_order = 0 then tokens_before end)',
+                within='person_id'
+            ) }} as int
+        ) as first_position,
+        token_count,
+        {%- for place in places %}
+        {{ place }}{{ ',' if not loop.last }}
+        {%- endfor %}
+    from totalled
 
 )
 
-select * from placed
+select * from final

@@ -12,8 +12,8 @@ checked_visits as (
 loose_days as (
 
     select distinct person_id, event_date
-    from {{ ref('int_events_checked') }}
-    where reason is null and visit_occurrence_id is null
+    from {{ ref('int_events_distinct') }}
+    where visit_occurrence_id is null
 
 ),
 

@@ -6,7 +6,7 @@ kinds as (
 
     select kinds.*
     from {{ ref('kinds') }} as kinds
-    inner join {{ ref('fields') }} as fields on kinds.field = fields.field
+    inner join {{ ref('int_fields_chosen') }} as fields on kinds.field = fields.field
     where fields.is_on = 1
 
 ),
@@ -77,6 +77,10 @@ meanings as (
     select 'value_concept', null, value_as_concept_id from events
     union
     select 'days_supply', days_supply, null from events
+    union
+    select 'number', value_bin, null from events
+    union
+    select 'quantity', quantity_bin, null from events
 
 ),
 
@@ -111,7 +115,7 @@ united as (
 
     union all
 
-    select distinct
+    select
         token,
         'event',
         0,
@@ -119,7 +123,7 @@ united as (
         source_table,
         concept_id,
         unit_concept_id
-    from events
+    from {{ ref('int_event_tokens') }}
 
 ),
 

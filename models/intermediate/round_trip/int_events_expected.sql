@@ -28,7 +28,19 @@ visits as (
 
 ),
 
-final as (
+fields as (
+
+    select * from {{ ref('int_fields_pivoted') }}
+
+),
+
+event_tables as (
+
+    select * from {{ ref('event_tables') }}
+
+),
+
+read as (
 
     select
         events.source_table,
@@ -40,15 +52,30 @@ final as (
         events.event_date,
         case
             when
-                cast(events.event_datetime as date) = events.event_date
+                fields.has_hour
+                and cast(events.event_datetime as date) = events.event_date
                 and events.event_datetime <> cast(events.event_date as timestamp)
                 then cast(extract(hour from events.event_datetime) as int)
         end as hour,
-        events.unit_concept_id,
-        events.operator_concept_id,
-        events.value_as_concept_id,
-        events.days_supply
+        case when fields.has_unit then events.unit_concept_id end as unit_concept_id,
+        case when fields.has_number then events.value_as_number end as value_as_number,
+        case when fields.has_operator then events.operator_concept_id end
+            as operator_concept_id,
+        case when fields.has_value_concept then events.value_as_concept_id end
+            as value_as_concept_id,
+        case when fields.has_quantity then events.quantity end as quantity,
+        case when fields.has_days_supply then events.days_supply end as days_supply,
+        case
+            when
+                fields.has_end
+                and abs({{ days_between('events.event_date', 'events.end_date') }})
+                <= {{ var('longest_days') }}
+                then events.end_date
+        end as end_date,
+        event_tables.prefix
     from events
+    cross join fields
+    inner join event_tables on events.source_table = event_tables.source_table
     inner join persons on events.person_id = persons.person_id
     left join spans on events.person_id = spans.person_id
     left join visits
@@ -65,6 +92,64 @@ final as (
             spans.person_id is null
             or events.event_date between spans.first_date and spans.last_date
         )
+
+),
+
+named as (
+
+    select
+        *,
+        prefix
+        || cast(concept_id as {{ dbt.type_string() }})
+        || coalesce(
+            '@' || cast(unit_concept_id as {{ dbt.type_string() }}), ''
+        ) as event_token
+    from read
+
+),
+
+bins as (
+
+    select * from {{ ref('value_bins') }}
+
+),
+
+final as (
+
+    select
+        named.source_table,
+        named.source_id,
+        named.person_id,
+        named.has_visit,
+        named.visit_occurrence_id,
+        named.concept_id,
+        named.event_date,
+        named.hour,
+        named.unit_concept_id,
+        named.value_as_number,
+        -- a number of a token that training has no number of is read as unknown
+        numbers.bin is not null as has_number,
+        numbers.bin as value_bin,
+        named.operator_concept_id,
+        named.value_as_concept_id,
+        named.quantity,
+        quantities.bin is not null as has_quantity,
+        quantities.bin as quantity_bin,
+        named.days_supply,
+        named.end_date
+    from named
+    left join bins as numbers
+        on
+            named.event_token = numbers.event_token
+            and numbers.field = 'number'
+            and named.value_as_number >= coalesce(numbers.low, named.value_as_number)
+            and (named.value_as_number < numbers.high or numbers.high is null)
+    left join bins as quantities
+        on
+            named.event_token = quantities.event_token
+            and quantities.field = 'quantity'
+            and named.quantity >= coalesce(quantities.low, named.quantity)
+            and (named.quantity < quantities.high or quantities.high is null)
 
 )
 

@@ -15,7 +15,10 @@ restored as (
         cast(null as bigint) as unit_concept_id,
         cast(null as bigint) as operator_concept_id,
         cast(null as bigint) as value_as_concept_id,
-        cast(null as int) as days_supply
+        cast(null as double) as value_as_number,
+        cast(null as double) as quantity,
+        cast(null as int) as days_supply,
+        condition_end_date as end_date
     from {{ ref('condition_occurrence') }}
 
     union all
@@ -31,7 +34,10 @@ restored as (
         cast(null as bigint) as unit_concept_id,
         cast(null as bigint) as operator_concept_id,
         cast(null as bigint) as value_as_concept_id,
-        days_supply
+        cast(null as double) as value_as_number,
+        quantity,
+        days_supply,
+        verbatim_end_date as end_date
     from {{ ref('drug_exposure') }}
 
     union all
@@ -47,7 +53,10 @@ restored as (
         cast(null as bigint) as unit_concept_id,
         cast(null as bigint) as operator_concept_id,
         cast(null as bigint) as value_as_concept_id,
-        cast(null as int) as days_supply
+        cast(null as double) as value_as_number,
+        cast(quantity as double) as quantity,
+        cast(null as int) as days_supply,
+        procedure_end_date as end_date
     from {{ ref('procedure_occurrence') }}
 
     union all
@@ -63,7 +72,10 @@ restored as (
         unit_concept_id,
         operator_concept_id,
         value_as_concept_id,
-        cast(null as int) as days_supply
+        value_as_number,
+        cast(null as double) as quantity,
+        cast(null as int) as days_supply,
+        cast(null as date) as end_date
     from {{ ref('measurement') }}
 
     union all
@@ -79,7 +91,10 @@ restored as (
         unit_concept_id,
         cast(null as bigint) as operator_concept_id,
         value_as_concept_id,
-        cast(null as int) as days_supply
+        value_as_number,
+        cast(null as double) as quantity,
+        cast(null as int) as days_supply,
+        cast(null as date) as end_date
     from {{ ref('observation') }}
 
     union all
@@ -95,7 +110,10 @@ restored as (
         unit_concept_id,
         cast(null as bigint) as operator_concept_id,
         cast(null as bigint) as value_as_concept_id,
-        cast(null as int) as days_supply
+        cast(null as double) as value_as_number,
+        cast(quantity as double) as quantity,
+        cast(null as int) as days_supply,
+        device_exposure_end_date as end_date
     from {{ ref('device_exposure') }}
 
 ),
@@ -130,9 +148,17 @@ final as (
         restored.event_date,
         cast(extract(hour from restored.event_datetime) as int) as hour,
         restored.unit_concept_id,
+        restored.value_as_number is not null as has_number,
+        restored.value_as_number,
+        decoded.value_bin,
         restored.operator_concept_id,
         restored.value_as_concept_id,
-        restored.days_supply
+        restored.quantity is not null as has_quantity,
+        restored.quantity,
+        decoded.quantity_bin,
+        decoded.event_token,
+        restored.days_supply,
+        restored.end_date
     from restored
     inner join decoded on restored.event_id = decoded.event_id
     left join timeline_events

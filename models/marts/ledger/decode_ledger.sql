@@ -73,13 +73,26 @@ notes as (
 
     union all
 
+    -- of a pair of event and bin that training never saw, or too few persons had
+    select 'number_unknown' as target, position
+    from events
+    where has_unknown_number
+
+    union all
+
+    select 'quantity_unknown' as target, position
+    from events
+    where has_unknown_quantity
+
+    union all
+
     -- a value that the table of its event has no column for
     select 'value_without_a_column' as target, position
     from events
     where
         (
             source_table not in ('measurement', 'observation')
-            and (value_as_number is not null or value_as_concept_id is not null)
+            and (value_bin is not null or value_as_concept_id is not null)
         )
         or (source_table <> 'measurement' and operator_concept_id is not null)
         or (source_table <> 'drug_exposure' and days_supply is not null)

@@ -30,57 +30,112 @@ deaths as (
 events as (
 
     select
-        source_table,
-        reason,
-        visit_occurrence_id,
-        has_null_concept,
-        has_far_end,
-        has_lost_visit
-    from {{ ref('int_events_checked') }}
+        event_tables.source_table,
+        events.reason,
+        events.visit_occurrence_id,
+        events.has_null_concept,
+        events.has_far_end,
+        events.has_no_finite_number,
+        events.has_lost_visit
+    from {{ ref('int_events_checked') }} as events
+    inner join {{ ref('event_tables') }} as event_tables
+        on events.table_order = event_tables.table_order
+
+),
+
+encoded_events as (
+
+    select
+        event_tokens.source_table,
+        count(*) as event_count,
+        sum(events.row_count) as row_count,
+        count(
+            case
+                when events.value_as_number is not null and events.value_bin is null
+                    then 1
+                when events.quantity is not null and events.quantity_bin is null
+                    then 1
+            end
+        ) as unknown_count
+    from {{ ref('int_events_ordered') }} as events
+    inner join {{ ref('int_event_tokens') }} as event_tokens
+        on events.token_order = event_tokens.token_order
+    group by 1
 
 ),
 
 outcomes as (
 
-    select source_table, reason from persons
+    select source_table, reason, count(*) as row_count from persons
+    group by 1, 2
     union all
-    select source_table, reason from visits
+    select source_table, reason, count(*) as row_count from visits
+    group by 1, 2
     union all
-    select source_table, reason from deaths
+    select source_table, reason, count(*) as row_count from deaths
+    group by 1, 2
     union all
-    select source_table, reason from events
+    select source_table, reason, count(*) as row_count from events
+    where reason is not null
+    group by 1, 2
+    union all
+    select source_table, null as reason, event_count as row_count
+    from encoded_events
+    union all
+    select
+        source_table,
+        'repeated_event' as reason,
+        row_count - event_count as row_count
+    from encoded_events
+    where row_count > event_count
 
 ),
 
 notes as (
 
-    select source_table, 'null_concept_read_as_0' as reason
+    select source_table, 'null_concept_read_as_0' as reason, count(*) as row_count
     from persons
     where has_null_concept
+    group by 1
     union all
-    select source_table, 'null_concept_read_as_0' as reason
+    select source_table, 'null_concept_read_as_0' as reason, count(*) as row_count
     from visits
     where has_null_concept
+    group by 1
     union all
-    select source_table, 'null_concept_read_as_0' as reason
+    select source_table, 'null_concept_read_as_0' as reason, count(*) as row_count
     from events
     where has_null_concept
+    group by 1
     union all
-    select source_table, 'null_end_read_as_start' as reason
+    select source_table, 'null_end_read_as_start' as reason, count(*) as row_count
     from visits
     where reason is null and has_null_end
+    group by 1
     union all
-    select source_table, 'end_outside_language' as reason
+    select source_table, 'end_outside_language' as reason, count(*) as row_count
     from events
     where reason is null and has_far_end
+    group by 1
     union all
-    select source_table, 'visit_not_found' as reason
+    select source_table, 'number_not_finite' as reason, count(*) as row_count
+    from events
+    where reason is null and has_no_finite_number
+    group by 1
+    union all
+    select source_table, 'number_unknown_in_training' as reason, unknown_count
+    from encoded_events
+    where unknown_count > 0
+    union all
+    select source_table, 'visit_not_found' as reason, count(*) as row_count
     from events
     where reason is null and has_lost_visit
+    group by 1
     union all
-    select source_table, 'without_visit' as reason
+    select source_table, 'without_visit' as reason, count(*) as row_count
     from events
     where reason is null and visit_occurrence_id is null
+    group by 1
 
 ),
 
@@ -90,15 +145,17 @@ final as (
         source_table,
         case when reason is null then 'encoded' else 'left_out' end as outcome,
         coalesce(reason, 'encoded') as reason,
-        count(*) as row_count
+        cast(row_count as bigint) as row_count
     from outcomes
-    group by 1, 2, 3
 
     union all
 
-    select source_table, 'note' as outcome, reason, count(*) as row_count
+    select
+        source_table,
+        'note' as outcome,
+        reason,
+        cast(row_count as bigint) as row_count
     from notes
-    group by 1, 2, 3
 
 )
 

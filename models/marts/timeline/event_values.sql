@@ -2,61 +2,74 @@
 -- sampler may write after an event.
 with
 
-placed as (
+events as (
 
-    select * from {{ ref('int_tokens_placed') }}
-    where event_order between 1 and 2147483646
+    select * from {{ ref('int_events_ordered') }}
+
+),
+
+train as (
+
+    select person_id from {{ ref('int_persons_started') }}
+    where split = 'train'
+
+),
+
+valued as (
+
+    select events.*
+    from events
+    inner join train on events.person_id = train.person_id
+
+),
+
+united as (
+
+    {%- for kind, column, meaning in [
+        ('number', 'value_bin', 'number'),
+        ('operator', 'operator_concept_id', 'concept_id'),
+        ('value_concept', 'value_as_concept_id', 'concept_id'),
+        ('quantity', 'quantity_bin', 'number'),
+        ('days_supply', 'days_supply', 'number'),
+    ] %}
+    select
+        '{{ kind }}' as kind,
+        token_order,
+        {{ column if meaning == 'number' else 'cast(null as bigint)' }} as number,
+        {{ column if meaning == 'concept_id' else 'cast(null as bigint)' }} as concept_id,
+        count(*) as train_count,
+        count(distinct person_id) as train_persons
+    from valued
+    where {{ column }} is not null
+    group by 1, 2, 3, 4
+    {{- "\n\n    union all\n" if not loop.last }}
+    {%- endfor %}
 
 ),
 
 vocabulary as (
 
-    select
-        vocabulary.token_id,
-        vocabulary.kind,
-        kinds.role
-    from {{ ref('int_vocabulary') }} as vocabulary
-    inner join {{ ref('kinds') }} as kinds on vocabulary.kind = kinds.kind
-    where vocabulary.kind = 'event' or kinds.role = 'value'
-
-),
-
-persons as (
-
-    select person_id from {{ ref('persons') }}
-    where split = 'train'
-
-),
-
-typed as (
-
-    select
-        placed.person_id,
-        placed.visit_order,
-        placed.event_order,
-        placed.token_id,
-        vocabulary.kind
-    from placed
-    inner join vocabulary on placed.token_id = vocabulary.token_id
-    inner join persons on placed.person_id = persons.person_id
+    select * from {{ ref('int_vocabulary') }}
 
 ),
 
 final as (
 
     select
-        events.token_id as event_token_id,
-        value_tokens.token_id as value_token_id,
-        count(*) as train_count,
-        count(distinct value_tokens.person_id) as train_persons
-    from typed as value_tokens
-    inner join typed as events
+        event_vocabulary.token_id as event_token_id,
+        value_vocabulary.token_id as value_token_id,
+        united.train_count,
+        united.train_persons
+    from united
+    inner join {{ ref('int_event_tokens') }} as event_tokens
+        on united.token_order = event_tokens.token_order
+    inner join vocabulary as event_vocabulary
+        on event_tokens.token = event_vocabulary.token
+    inner join vocabulary as value_vocabulary
         on
-            value_tokens.person_id = events.person_id
-            and value_tokens.visit_order = events.visit_order
-            and value_tokens.event_order = events.event_order
-    where events.kind = 'event' and value_tokens.kind <> 'event'
-    group by 1, 2
+            united.kind = value_vocabulary.kind
+            and coalesce(united.number, united.concept_id)
+            = coalesce(value_vocabulary.number, value_vocabulary.concept_id)
 
 )
 

@@ -7,29 +7,35 @@ events as (
 
 ),
 
+event_tokens as (
+
+    select * from {{ ref('int_event_tokens') }}
+
+),
+
 final as (
 
     select
-        person_id,
-        visit_order,
-        event_order,
-        source_table,
-        source_id,
-        concept_id,
-        unit_concept_id,
-        event_date,
-        day_offset,
-        hour,
-        value_as_number,
-        value_bin,
-        operator_concept_id,
-        value_as_concept_id,
-        quantity,
-        days_supply,
-        end_date
+        events.person_id,
+        events.visit_order,
+        events.event_order,
+        event_tokens.source_table,
+        events.source_id,
+        event_tokens.concept_id,
+        event_tokens.unit_concept_id,
+        events.event_date,
+        events.day_offset,
+        events.hour,
+        events.value_as_number,
+        events.value_bin,
+        events.operator_concept_id,
+        events.value_as_concept_id,
+        events.quantity,
+        events.days_supply,
+        events.end_date
     from events
+    inner join event_tokens on events.token_order = event_tokens.token_order
 
 )
 
 select * from final
-order by person_id, visit_order, event_order

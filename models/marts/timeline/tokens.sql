@@ -1,9 +1,24 @@
 -- One row per person and token position, in order: Spark only cuts it into sequences.
+{{ config(post_hook="{{ write_tokens(var('timeline_folder')) }}") }}
 with
 
 placed as (
 
-    select * from {{ ref('int_tokens_placed') }}
+    select
+        part,
+        person_id,
+        split,
+        first_position,
+        {{ run_tokens() }} as token_ids -- noqa: PRS
+    from {{ ref('int_tokens_placed') }}
+
+),
+
+positioned as (
+
+    {{ unnest_tokens(
+        'placed', ['part', 'person_id', 'split', 'first_position'], 'token_ids'
+    ) }}
 
 ),
 
@@ -13,40 +28,19 @@ vocabulary as (
 
 ),
 
-persons as (
-
-    select * from {{ ref('int_persons_started') }}
-
-),
-
-positioned as (
-
-    select
-        person_id,
-        token_id,
-        row_number() over (
-            partition by person_id
-            order by visit_order, event_order, slot
-        ) as position
-    from placed
-
-),
-
 final as (
 
     select
         positioned.person_id,
-        persons.split,
-        cast(positioned.position as int) as position,
+        positioned.split,
+        cast(positioned.first_position + positioned.position - 1 as int) as position,
         positioned.token_id,
         vocabulary.token,
         vocabulary.kind,
-        persons.part
+        positioned.part
     from positioned
-    inner join persons on positioned.person_id = persons.person_id
     left join vocabulary on positioned.token_id = vocabulary.token_id
 
 )
 
 select * from final
-order by part, person_id, position

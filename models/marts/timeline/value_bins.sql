@@ -1,8 +1,137 @@
--- One row per event token and bin of its numbers.
-select
-    cast(null as {{ dbt.type_string() }}) as event_token,
-    cast(null as int) as bin,
-    cast(null as double) as low,
-    cast(null as double) as high,
-    cast(null as bigint) as train_count
-where false
+-- One row per event token, field and bin of its numbers, with the shape that may leave
+-- the warehouse: no number beyond those that var `min_persons` persons of training reach.
+{%- set least_persons = var('min_persons') %}
+with
+
+bins as (
+
+    select * from {{ ref('int_value_bins') }}
+
+),
+
+train as (
+
+    select person_id from {{ ref('int_persons_started') }}
+    where split = 'train'
+
+),
+
+events as (
+
+    select events.*
+    from {{ ref('int_events_ordered') }} as events
+    inner join train on events.person_id = train.person_id
+
+),
+
+numbers as (
+
+    select
+        token_order,
+        'number' as field,
+        value_bin as bin,
+        person_id,
+        min(value_as_number) as least,
+        max(value_as_number) as largest
+    from events
+    where value_as_number is not null
+    group by 1, 2, 3, 4
+
+    union all
+
+    select
+        token_order,
+        'quantity' as field,
+        quantity_bin as bin,
+        person_id,
+        min(quantity) as least,
+        max(quantity) as largest
+    from events
+    where quantity is not null
+    group by 1, 2, 3, 4
+
+),
+
+bin_persons as (
+
+    select token_order, field, bin, count(*) as train_persons
+    from numbers
+    group by 1, 2, 3
+
+),
+
+person_ranges as (
+
+    select
+        token_order,
+        field,
+        person_id,
+        min(least) as least,
+        max(largest) as largest
+    from numbers
+    group by 1, 2, 3
+
+),
+
+ranked as (
+
+    select
+        token_order,
+        field,
+        least,
+        largest,
+        row_number() over (
+            partition by token_order, field order by least
+        ) as rank_of_least,
+        row_number() over (
+            partition by token_order, field order by largest desc
+        ) as rank_of_largest
+    from person_ranges
+
+),
+
+bounds as (
+
+    select
+        token_order,
+        field,
+        min(case when rank_of_least = {{ least_persons }} then least end) as least,
+        min(case when rank_of_largest = {{ least_persons }} then largest end) as largest
+    from ranked
+    group by 1, 2
+
+),
+
+final as (
+
+    select
+        event_tokens.token as event_token,
+        bins.field,
+        bins.bin,
+        bins.low,
+        bins.high,
+        bins.train_count,
+        bin_persons.train_persons,
+        bins.decimals,
+        bins.shape,
+        case
+            when bin_persons.train_persons >= {{ least_persons }}
+                then {{ array_within('bins.shape', 'bounds.least', 'bounds.largest') }}
+        end as shared_shape -- noqa: PRS
+    from bins
+    inner join {{ ref('int_event_tokens') }} as event_tokens
+        on bins.token_order = event_tokens.token_order
+    inner join bin_persons
+        on
+            bins.token_order = bin_persons.token_order
+            and bins.field = bin_persons.field
+            and bins.bin = bin_persons.bin
+    inner join bounds
+        on
+            bins.token_order = bounds.token_order
+            and bins.field = bounds.field
+
+)
+
+select * from final
+order by event_token, field, bin

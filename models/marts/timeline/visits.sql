@@ -24,4 +24,3 @@ final as (
 )
 
 select * from final
-order by person_id, visit_order

@@ -16,14 +16,29 @@ concepts as (
 
 ),
 
+placed as (
+
+    select
+        person_id,
+        {{ run_tokens() }} as token_ids -- noqa: PRS
+    from {{ ref('int_tokens_placed') }}
+    where split = 'train'
+
+),
+
+tokens as (
+
+    {{ unnest_tokens('placed', ['person_id'], 'token_ids') }}
+
+),
+
 counts as (
 
     select
         token_id,
         count(*) as train_count,
         count(distinct person_id) as train_persons
-    from {{ ref('tokens') }}
-    where split = 'train'
+    from tokens
     group by 1
 
 ),

@@ -19,7 +19,9 @@ typed as (
         cast(device_exposure_end_date as date) as device_exposure_end_date,
         cast(quantity as double) as quantity,
         cast(unit_concept_id as bigint) as unit_concept_id,
-        cast(visit_occurrence_id as bigint) as visit_occurrence_id
+        cast(visit_occurrence_id as bigint) as visit_occurrence_id,
+        cast(device_type_concept_id as bigint) as device_type_concept_id,
+        cast(device_source_concept_id as bigint) as device_source_concept_id
     from source
 
 )

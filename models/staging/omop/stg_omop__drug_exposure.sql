@@ -18,7 +18,9 @@ typed as (
         cast(drug_exposure_end_date as date) as drug_exposure_end_date,
         cast(quantity as double) as quantity,
         cast(days_supply as int) as days_supply,
-        cast(visit_occurrence_id as bigint) as visit_occurrence_id
+        cast(visit_occurrence_id as bigint) as visit_occurrence_id,
+        cast(drug_type_concept_id as bigint) as drug_type_concept_id,
+        cast(drug_source_concept_id as bigint) as drug_source_concept_id
     from source
 
 )

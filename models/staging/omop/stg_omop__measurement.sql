@@ -19,7 +19,9 @@ typed as (
         cast(value_as_number as double) as value_as_number,
         cast(value_as_concept_id as bigint) as value_as_concept_id,
         cast(unit_concept_id as bigint) as unit_concept_id,
-        cast(visit_occurrence_id as bigint) as visit_occurrence_id
+        cast(visit_occurrence_id as bigint) as visit_occurrence_id,
+        cast(measurement_type_concept_id as bigint) as measurement_type_concept_id,
+        cast(measurement_source_concept_id as bigint) as measurement_source_concept_id
     from source
 
 )

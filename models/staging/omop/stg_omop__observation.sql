@@ -18,7 +18,9 @@ typed as (
         cast(value_as_number as double) as value_as_number,
         cast(value_as_concept_id as bigint) as value_as_concept_id,
         cast(unit_concept_id as bigint) as unit_concept_id,
-        cast(visit_occurrence_id as bigint) as visit_occurrence_id
+        cast(visit_occurrence_id as bigint) as visit_occurrence_id,
+        cast(observation_type_concept_id as bigint) as observation_type_concept_id,
+        cast(observation_source_concept_id as bigint) as observation_source_concept_id
     from source
 
 )

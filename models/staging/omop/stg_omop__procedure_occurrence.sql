@@ -17,7 +17,9 @@ typed as (
         cast(procedure_datetime as timestamp) as procedure_datetime,
         cast(procedure_end_date as date) as procedure_end_date,
         cast(quantity as double) as quantity,
-        cast(visit_occurrence_id as bigint) as visit_occurrence_id
+        cast(visit_occurrence_id as bigint) as visit_occurrence_id,
+        cast(procedure_type_concept_id as bigint) as procedure_type_concept_id,
+        cast(procedure_source_concept_id as bigint) as procedure_source_concept_id
     from source
 
 )

@@ -15,7 +15,7 @@ typed as (
         cast(visit_concept_id as bigint) as visit_concept_id,
         cast(visit_start_date as date) as visit_start_date,
         cast(visit_end_date as date) as visit_end_date,
-        -- CDM 5.2 calls it discharge_to_concept_id
+        -- CDM 5.2 and 5.3 call it discharge_to_concept_id
         coalesce(
             cast(discharged_to_concept_id as bigint),
             cast(discharge_to_concept_id as bigint)

@@ -1,0 +1,40 @@
+-- One row per event token that the data has: table, concept and unit, and the place of
+-- the token among them as text, which orders the events of one moment.
+with
+
+events as (
+
+    select distinct table_order, concept_id, unit_concept_id
+    from {{ ref('int_events_checked') }}
+    where reason is null
+
+),
+
+named as (
+
+    select
+        events.table_order,
+        event_tables.source_table,
+        events.concept_id,
+        events.unit_concept_id,
+        event_tables.prefix
+        || cast(events.concept_id as {{ dbt.type_string() }})
+        || coalesce(
+            '@' || cast(events.unit_concept_id as {{ dbt.type_string() }}), ''
+        ) as token
+    from events
+    inner join {{ ref('event_tables') }} as event_tables
+        on events.table_order = event_tables.table_order
+
+),
+
+ordered as (
+
+    select
+        *,
+        cast(row_number() over (order by token) as int) as token_order
+    from named
+
+)
+
+select * from ordered
