@@ -41,7 +41,11 @@ wanted as (
     select roles.role, numbers.days
     from numbers
     cross join roles
-    where numbers.days <= {{ longest }} and (roles.role <> 'move' or numbers.days <> 0)
+    where
+        numbers.days <= {{ longest }}
+        -- dates that are made coarse lie on a grid
+        and numbers.days % {{ {'day': 1, 'week': 7, 'month': 30}[var('att_type')] }} = 0
+        and (roles.role <> 'move' or numbers.days <> 0)
 
 ),
 

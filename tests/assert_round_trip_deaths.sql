@@ -4,8 +4,13 @@ with
 
 expected as (
 
-    select person_id, death_date from {{ ref('int_deaths_checked') }}
-    where reason is null
+    select
+        deaths.person_id,
+        {{ coarse_date('deaths.death_date', 'anchors.anchor_date') }} as death_date
+    from {{ ref('int_deaths_checked') }} as deaths
+    left join {{ ref('int_persons_anchored') }} as anchors
+        on deaths.person_id = anchors.person_id
+    where deaths.reason is null
 
 ),
 

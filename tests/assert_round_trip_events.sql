@@ -6,6 +6,7 @@
 
 {%- set columns = [
     'source_table', 'person_id', 'has_visit', 'visit_occurrence_id', 'concept_id',
+    'source_concept_id',
     'event_date', 'hour', 'unit_concept_id', 'has_number', 'value_bin',
     'operator_concept_id', 'value_as_concept_id', 'has_quantity', 'quantity_bin',
     'days_supply', 'end_date'

@@ -3,6 +3,25 @@
 {{ config(tags=['round_trip']) }}
 with
 
+dated as (
+
+    select
+        visits.person_id,
+        visits.visit_occurrence_id,
+        visits.repetition,
+        visits.visit_concept_id,
+        {{ coarse_date('visits.visit_start_date', 'anchors.anchor_date') }}
+            as visit_start_date,
+        {{ coarse_date('visits.visit_end_date', 'anchors.anchor_date') }}
+            as visit_end_date,
+        visits.discharged_to_concept_id
+    from {{ ref('int_visits_checked') }} as visits
+    left join {{ ref('int_persons_anchored') }} as anchors
+        on visits.person_id = anchors.person_id
+    where visits.reason is null
+
+),
+
 encoded as (
 
     select
@@ -20,8 +39,7 @@ encoded as (
                 visit_occurrence_id,
                 repetition
         ) as visit_number
-    from {{ ref('int_visits_checked') }}
-    where reason is null
+    from dated
 
 ),
 

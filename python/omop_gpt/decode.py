@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omop_gpt import warehouse
+from omop_gpt.encode import variables_of
 from omop_gpt.flags import flag
 from omop_gpt.grammar import Grammar
 from omop_gpt.step import (
@@ -91,7 +92,8 @@ def decode(config: DecodeConfig) -> Path:
     folder = Path(config.patient_sequence_folder)
     files = sequence_files(folder)
     grammar = Grammar.load(find_vocabulary(folder))
-    written_with = ((read_manifest(folder) or {}).get("result") or {}).get("vocabulary")
+    manifest = read_manifest(folder) or {}
+    written_with = (manifest.get("result") or {}).get("vocabulary")
     if written_with not in (None, grammar.fingerprint):
         raise InputError(
             f"the sequences of {folder} were written with vocabulary "
@@ -116,6 +118,8 @@ def decode(config: DecodeConfig) -> Path:
         warehouse.build(
             ROUND_TRIP if round_trip else "decode",
             variables={
+                # the round trip compares with the source as it was encoded
+                **(variables_of(manifest.get("settings", {})) if round_trip else {}),
                 "input_folder": str(source.resolve()) if round_trip else "",
                 "patient_sequence_folder": str(folder.resolve()),
                 "vocabulary_folder": str(grammar.folder.resolve()),

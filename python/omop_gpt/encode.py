@@ -12,9 +12,11 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from omop_gpt import pack, warehouse
 from omop_gpt.flags import flag
@@ -31,20 +33,50 @@ from omop_gpt.step import (
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncodeConfig:
-    """Encode an OMOP source into token sequences."""
+EVENT_TABLES = (
+    "condition_occurrence",
+    "drug_exposure",
+    "procedure_occurrence",
+    "measurement",
+    "observation",
+    "device_exposure",
+)
+CONCEPT_ZERO = ("left_out", "kept", "source_code")
+TIME_SCHEMES = ("day", "week", "month")
 
-    input_folder: str = flag(
-        "OMOP tables: a folder with one folder or file per table, or a .duckdb file."
-    )
-    output_folder: str = flag("Where warehouse, timeline and sequences are written.")
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """What is encoded, and how: each is a variable of the dbt project."""
+
     start_date: str = flag("Only what happened on or after this day (ISO).", "")
+    domain_table_list: tuple[str, ...] = flag(
+        "Event tables to encode; without it, all six.", ()
+    )
+    include_death: bool = flag("Encode deaths.", True)
+    min_num_of_patients: int = flag(
+        "Concepts of fewer persons become their nearest ancestor with enough, "
+        "else they are left out; 0: all stay as they are.",
+        0,
+    )
+    with_drug_rollup: bool = flag("Drugs become their ingredient.", False)
+    apply_age_filter: bool = flag(
+        "Leave out all from the year on in which a person turns 90.", False
+    )
+    exclude_condition_type_concept_ids: tuple[int, ...] = flag(
+        "Conditions of these types are left out.", ()
+    )
+    concept_zero: str = flag(
+        "Events of concept 0: left_out, kept, or source_code (vocabulary/code).",
+        "left_out",
+    )
+    att_type: str = flag("Dates to the day, week or month.", "day")
+    include_inpatient_hour_token: bool = flag("Encode the hour of events.", True)
+    include_quantity: bool = flag("Encode quantities, as bins.", False)
+    include_end_date: bool = flag("Encode the end dates of events.", False)
     max_uncast_share: float = flag(
         "Stop where more of a column's values than this share cannot be cast.", 0.01
     )
-    cores: int = flag("Processor cores for DuckDB and Spark.", os.cpu_count() or 1)
-    memory: str = flag("Memory, shared out between DuckDB and Spark.", "4GB")
 
     def __post_init__(self) -> None:
         """Check what can be checked without reading data."""
@@ -55,10 +87,64 @@ class EncodeConfig:
                 raise InputError(
                     f"--start_date {self.start_date} is not a date: write 1985-01-01."
                 ) from None
+        for name in self.domain_table_list:
+            if name not in EVENT_TABLES:
+                raise InputError(
+                    f"--domain_table_list {name}: one of {', '.join(EVENT_TABLES)}."
+                )
+        for name, known in (("concept_zero", CONCEPT_ZERO), ("att_type", TIME_SCHEMES)):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"--{name} {getattr(self, name)}: one of {', '.join(known)}."
+                )
+        if self.min_num_of_patients < 0:
+            raise InputError(
+                f"--min_num_of_patients {self.min_num_of_patients}: give 0 or more."
+            )
         if not 0 <= self.max_uncast_share <= 1:
             raise InputError(
                 f"--max_uncast_share {self.max_uncast_share}: give a share, 0 to 1."
             )
+
+
+FIELD_OF_FLAG = {
+    "include_inpatient_hour_token": "hour",
+    "include_quantity": "quantity",
+    "include_end_date": "end",
+}
+
+
+def variables_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write options of encode, as a manifest has them, as variables of dbt."""
+    names = {field.name for field in dataclasses.fields(EncodeOptions)}
+    return {
+        **{
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in settings.items()
+            if name in names - FIELD_OF_FLAG.keys()
+        },
+        "fields": {
+            field: int(settings[flag])
+            for flag, field in FIELD_OF_FLAG.items()
+            if flag in settings
+        },
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeConfig(EncodeOptions):
+    """Encode an OMOP source into token sequences."""
+
+    input_folder: str = flag(
+        "OMOP tables: a folder with one folder or file per table, or a .duckdb file."
+    )
+    output_folder: str = flag("Where warehouse, timeline and sequences are written.")
+    cores: int = flag("Processor cores for DuckDB and Spark.", os.cpu_count() or 1)
+    memory: str = flag("Memory, shared out between DuckDB and Spark.", "4GB")
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without reading data."""
+        super().__post_init__()
         if self.cores < 1:
             raise InputError(f"--cores {self.cores}: give at least 1.")
 
@@ -100,8 +186,7 @@ def encode(config: EncodeConfig) -> Path:
                 variables={
                     "input_folder": str(root.resolve()),
                     "timeline_folder": str(timeline.resolve()),
-                    "start_date": config.start_date,
-                    "max_uncast_share": config.max_uncast_share,
+                    **variables_of(settings),
                 },
                 warehouse=database,
                 work_folder=work_folder,

@@ -58,7 +58,9 @@ def parse(config: type[Config], step: str, argv: Sequence[str]) -> Config:
         required = field.default is dataclasses.MISSING
         text = field.metadata["help"].replace("%", "%%")
         options: dict[str, Any] = {"dest": field.name, "required": required}
-        if kind is bool:
+        if typing.get_origin(kind) is tuple:
+            options |= {"type": typing.get_args(kind)[0], "nargs": "+"}
+        elif kind is bool:
             options |= {"type": yes_or_no, "nargs": "?", "const": True}
         else:
             options |= {"type": kind}
@@ -69,7 +71,11 @@ def parse(config: type[Config], step: str, argv: Sequence[str]) -> Config:
     known, unknown = parser.parse_known_args(list(argv))
     if unknown:
         raise InputError(unknown_flag(step, unknown[0], vars(known)))
-    return config(**vars(known))
+    values = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(known).items()
+    }
+    return config(**values)
 
 
 def unknown_flag(step: str, found: str, names: typing.Iterable[str]) -> str:

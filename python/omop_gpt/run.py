@@ -5,12 +5,14 @@ Knows the layout of an output folder; each step is its own module.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from omop_gpt.encode import EncodeOptions
 from omop_gpt.flags import flag
 from omop_gpt.step import read_manifest
 
@@ -39,14 +41,13 @@ from synthetic_ledger.decode_ledger;
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(EncodeOptions):
     """Run all steps: encode, round trip, train, sample, decode."""
 
     input_folder: str = flag("OMOP tables, as for encode.")
     output_folder: str = flag("Where everything is written.")
     num_of_patients: int = flag("Patients to sample; 0: as many as training has.", 0)
     train_settings: str = flag("A YAML file with the settings of train.", "")
-    start_date: str = flag("Only what happened on or after this day (ISO).", "")
     batch_size: int = flag("Patients that are sampled at once.", 64)
     min_persons: int = flag(
         "Event and value tokens that fewer training persons have are not written.", 5
@@ -67,9 +68,12 @@ def run(config: RunConfig) -> Path:
         EncodeConfig(
             input_folder=config.input_folder,
             output_folder=str(output),
-            start_date=config.start_date,
             cores=config.cores,
             memory=config.memory,
+            **{
+                field.name: getattr(config, field.name)
+                for field in dataclasses.fields(EncodeOptions)
+            },
         )
     )
     say("2 of 5: decode the encoded patients again, and compare with the source")

@@ -67,7 +67,9 @@ def build(
     if outcome.success:
         return
     if str(getattr(outcome.exception, "msg", "")).startswith("cannot read: "):
-        raise InputError(outcome.exception.msg)  # the macro refuse() said it in one line
+        raise InputError(
+            outcome.exception.msg
+        )  # the macro refuse() said it in one line
     log = work_folder / "logs" / "dbt.log"
     for result in getattr(outcome.result, "results", None) or ():
         if result.status in ("error", "fail"):

@@ -40,6 +40,7 @@ counted as (
         vocabulary.source_table,
         vocabulary.concept_id,
         vocabulary.unit_concept_id,
+        vocabulary.source_concept_id,
         count(case when vocabulary.kind in ('visit', 'no_visit') then 1 end)
             over (partition by unnested.person_id order by unnested.position)
             as visit_order,
@@ -77,6 +78,7 @@ dated as (
         source_table,
         concept_id,
         unit_concept_id,
+        source_concept_id,
         cast(visit_order as int) as visit_order,
         event_number,
         -- the last hour token of the day: position leads, so the largest is the last

@@ -17,7 +17,9 @@ tokens as (
         kinds.role
     from {{ ref('fixed_tokens') }} as tokens
     inner join {{ ref('kinds') }} as kinds on tokens.kind = kinds.kind
-    where kinds.role in ('gap', 'move', 'end')
+    where
+        kinds.role in ('gap', 'move', 'end')
+        and tokens.scheme = '{{ var("att_type") }}'
 
 ),
 

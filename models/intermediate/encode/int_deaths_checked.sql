@@ -35,6 +35,12 @@ placed as (
             when deaths.death_date < cast('{{ var("start_date") }}' as date)
                 then 'before_start_date'
             {%- endif %}
+            {%- if var('apply_age_filter') %}
+            when {{ is_ninety('deaths.death_date') }} then 'age_90_or_more'
+            {%- endif %}
+            {%- if not var('include_death') %}
+            else 'death_not_chosen'
+            {%- endif %}
         end as reason
     from deaths
     left join persons on deaths.person_id = persons.person_id

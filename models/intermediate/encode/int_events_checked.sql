@@ -6,7 +6,7 @@ with
 
 events as (
 
-    select * from {{ ref('int_events_united') }}
+    select * from {{ ref('int_events_chosen') }}
 
 ),
 
@@ -50,7 +50,8 @@ checked as (
         events.person_id,
         -- a visit of another person, or one that is not there, is no visit
         visits.visit_occurrence_id,
-        coalesce(events.concept_id, 0) as concept_id,
+        events.concept_id,
+        events.source_concept_id,
         events.event_date,
         case when fields.has_unit then events.unit_concept_id end as unit_concept_id,
         -- the time of day is used only where it says something
@@ -86,7 +87,8 @@ checked as (
         (fields.has_number and not {{ is_finite('events.value_as_number') }})
         or (fields.has_quantity and not {{ is_finite('events.quantity') }})
             as has_no_finite_number,
-        events.concept_id is null as has_null_concept,
+        events.has_rolled_concept,
+        events.has_null_concept,
         events.visit_occurrence_id is not null
         and visits.visit_occurrence_id is null as has_lost_visit,
         case
@@ -94,11 +96,7 @@ checked as (
             when events.event_date is null then 'no_date'
             when events.event_date not between spans.first_date and spans.last_date
                 then 'outside_language'
-            {%- if var('start_date') %}
-            when events.event_date < cast('{{ var("start_date") }}' as date)
-                then 'before_start_date'
-            {%- endif %}
-            when coalesce(events.concept_id, 0) = 0 then 'concept_zero'
+            else events.reason
         end as reason
     from events
     cross join fields

@@ -15,20 +15,26 @@ event_tokens as (
 
 ),
 
+anchors as (
+
+    select * from {{ ref('int_persons_anchored') }}
+
+),
+
 final as (
 
     select
         events.person_id,
         events.visit_occurrence_id,
         event_tokens.token_order,
-        events.event_date,
+        {{ coarse_date('events.event_date', 'anchors.anchor_date') }} as event_date,
         events.hour,
         events.value_as_number,
         events.operator_concept_id,
         events.value_as_concept_id,
         events.quantity,
         events.days_supply,
-        events.end_date,
+        {{ coarse_date('events.end_date', 'anchors.anchor_date') }} as end_date,
         min(events.source_id) as source_id,
         count(*) as row_count
     from events
@@ -37,6 +43,11 @@ final as (
             events.table_order = event_tokens.table_order
             and events.concept_id = event_tokens.concept_id
             and events.unit_concept_id is not distinct from event_tokens.unit_concept_id
+            and events.source_concept_id
+            is not distinct from event_tokens.source_concept_id
+    {%- if var('att_type') != 'day' %}
+    inner join anchors on events.person_id = anchors.person_id
+    {%- endif %}
     group by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 
 )

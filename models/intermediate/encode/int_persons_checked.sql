@@ -35,9 +35,29 @@ numbered as (
 
 ),
 
+-- the user's own split, if there is one: whom it does not name is in none of the three
+own_splits as (
+
+    select
+        person_id,
+        min(case lower(trim(split))
+            when 'train' then 'train'
+            when 'validation' then 'validation'
+            when 'val' then 'validation'
+            when 'test' then 'holdout'
+            when 'holdout' then 'holdout'
+            else 'reserve'
+        end) as split
+    from {{ ref('stg_omop__patient_splits') }}
+    group by 1
+
+),
+
 counted as (
 
-    select count(distinct person_id) as person_count
+    select
+        count(distinct person_id) as person_count,
+        (select count(*) from own_splits) as own_count
     from source_persons
 
 ),
@@ -53,6 +73,7 @@ checked as (
         numbered.has_null_concept,
         -- 70, 80 and 90 % of the eight hexadecimal digits, compared as text
         case
+            when counted.own_count > 0 then coalesce(own_splits.split, 'reserve')
             when substr(numbered.person_hash, 1, 8) < 'b3333333' then 'train'
             when substr(numbered.person_hash, 1, 8) < 'cccccccc' then 'validation'
             when substr(numbered.person_hash, 1, 8) < 'e6666666' then 'holdout'
@@ -79,6 +100,7 @@ checked as (
         end as reason
     from numbered
     cross join counted
+    left join own_splits on numbered.person_id = own_splits.person_id
 
 )
 

@@ -11,8 +11,15 @@ persons as (
 
 deaths as (
 
-    select * from {{ ref('int_deaths_checked') }}
-    where reason is null
+    select
+        deaths.person_id,
+        {{ coarse_date('deaths.death_date', 'anchors.anchor_date') }} as death_date
+    from {{ ref('int_deaths_checked') }} as deaths
+    {%- if var('att_type') != 'day' %}
+    inner join {{ ref('int_persons_anchored') }} as anchors
+        on deaths.person_id = anchors.person_id
+    {%- endif %}
+    where deaths.reason is null
 
 ),
 

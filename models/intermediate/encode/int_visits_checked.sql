@@ -43,6 +43,9 @@ placed as (
             when visits.visit_start_date < cast('{{ var("start_date") }}' as date)
                 then 'before_start_date'
             {%- endif %}
+            {%- if var('apply_age_filter') %}
+            when {{ is_ninety('visits.visit_start_date') }} then 'age_90_or_more'
+            {%- endif %}
         end as reason
     from visits
     left join persons on visits.person_id = persons.person_id

@@ -4,8 +4,22 @@ with
 
 checked_visits as (
 
-    select * from {{ ref('int_visits_checked') }}
-    where reason is null
+    select
+        visits.person_id,
+        visits.visit_occurrence_id,
+        visits.repetition,
+        visits.visit_concept_id,
+        {{ coarse_date('visits.visit_start_date', 'anchors.anchor_date') }}
+            as visit_start_date,
+        {{ coarse_date('visits.visit_end_date', 'anchors.anchor_date') }}
+            as visit_end_date,
+        visits.discharged_to_concept_id
+    from {{ ref('int_visits_checked') }} as visits
+    {%- if var('att_type') != 'day' %}
+    inner join {{ ref('int_persons_anchored') }} as anchors
+        on visits.person_id = anchors.person_id
+    {%- endif %}
+    where visits.reason is null
 
 ),
 

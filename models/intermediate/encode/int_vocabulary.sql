@@ -93,8 +93,10 @@ united as (
         cast(null as bigint) as number,
         cast(null as {{ dbt.type_string() }}) as source_table,
         cast(null as bigint) as concept_id,
-        cast(null as bigint) as unit_concept_id
+        cast(null as bigint) as unit_concept_id,
+        cast(null as bigint) as source_concept_id
     from {{ ref('fixed_tokens') }}
+    where scheme in ('all', '{{ var("att_type") }}')
 
     union all
 
@@ -108,6 +110,7 @@ united as (
         meanings.number,
         null,
         meanings.concept_id,
+        null,
         null
     from meanings
     inner join families on meanings.kind = families.kind
@@ -122,7 +125,8 @@ united as (
         null,
         source_table,
         concept_id,
-        unit_concept_id
+        unit_concept_id,
+        source_concept_id
     from {{ ref('int_event_tokens') }}
 
 ),
@@ -138,7 +142,8 @@ numbered as (
                     united.number,
                     united.source_table,
                     united.concept_id,
-                    united.unit_concept_id nulls first
+                    united.unit_concept_id nulls first,
+                    united.source_concept_id nulls first
             ) - 1 as int
         ) as token_id,
         united.token,
@@ -147,7 +152,8 @@ numbered as (
         united.number,
         united.source_table,
         united.concept_id,
-        united.unit_concept_id
+        united.unit_concept_id,
+        united.source_concept_id
     from united
     inner join kinds on united.kind = kinds.kind
 

@@ -1,10 +1,12 @@
 -- One row per row of the source's event tables that the ledger calls encoded, or that
--- repeats one, straight from staging: what the round trip must bring back.
+-- repeats one, as the options chose them: what the round trip must
+-- bring back.
 with
 
 events as (
 
-    select * from {{ ref('int_events_united') }}
+    select * from {{ ref('int_events_chosen') }}
+    where reason is null
 
 ),
 
@@ -49,7 +51,8 @@ read as (
         visits.visit_occurrence_id is not null as has_visit,
         visits.visit_occurrence_id,
         events.concept_id,
-        events.event_date,
+        events.source_concept_id,
+        {{ coarse_date('events.event_date', 'anchors.anchor_date') }} as event_date,
         case
             when
                 fields.has_hour
@@ -58,19 +61,25 @@ read as (
                 then cast(extract(hour from events.event_datetime) as int)
         end as hour,
         case when fields.has_unit then events.unit_concept_id end as unit_concept_id,
-        case when fields.has_number then events.value_as_number end as value_as_number,
+        case
+            when fields.has_number and {{ is_finite('events.value_as_number') }}
+                then events.value_as_number
+        end as value_as_number,
         case when fields.has_operator then events.operator_concept_id end
             as operator_concept_id,
         case when fields.has_value_concept then events.value_as_concept_id end
             as value_as_concept_id,
-        case when fields.has_quantity then events.quantity end as quantity,
+        case
+            when fields.has_quantity and {{ is_finite('events.quantity') }}
+                then events.quantity
+        end as quantity,
         case when fields.has_days_supply then events.days_supply end as days_supply,
         case
             when
                 fields.has_end
                 and abs({{ days_between('events.event_date', 'events.end_date') }})
                 <= {{ var('longest_days') }}
-                then events.end_date
+                then {{ coarse_date('events.end_date', 'anchors.anchor_date') }}
         end as end_date,
         event_tables.prefix
     from events
@@ -78,16 +87,16 @@ read as (
     inner join event_tables on events.source_table = event_tables.source_table
     inner join persons on events.person_id = persons.person_id
     left join spans on events.person_id = spans.person_id
+    {%- if var('att_type') != 'day' %}
+    inner join {{ ref('int_persons_anchored') }} as anchors
+        on events.person_id = anchors.person_id
+    {%- endif %}
     left join visits
         on
             events.person_id = visits.person_id
             and events.visit_occurrence_id = visits.visit_occurrence_id
     where
         events.event_date is not null
-        {%- if var('start_date') %}
-        and events.event_date >= cast('{{ var("start_date") }}' as date)
-        {%- endif %}
-        and coalesce(events.concept_id, 0) <> 0
         and (
             spans.person_id is null
             or events.event_date between spans.first_date and spans.last_date
@@ -98,13 +107,15 @@ read as (
 named as (
 
     select
-        *,
-        prefix
-        || cast(concept_id as {{ dbt.type_string() }})
+        read.*,
+        read.prefix
+        || coalesce(codes.code, cast(read.concept_id as {{ dbt.type_string() }}))
         || coalesce(
-            '@' || cast(unit_concept_id as {{ dbt.type_string() }}), ''
+            '@' || cast(read.unit_concept_id as {{ dbt.type_string() }}), ''
         ) as event_token
     from read
+    left join {{ ref('int_source_codes') }} as codes
+        on read.source_concept_id = codes.concept_id
 
 ),
 
@@ -123,6 +134,7 @@ final as (
         named.has_visit,
         named.visit_occurrence_id,
         named.concept_id,
+        named.source_concept_id,
         named.event_date,
         named.hour,
         named.unit_concept_id,

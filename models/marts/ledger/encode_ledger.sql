@@ -34,6 +34,7 @@ events as (
         events.reason,
         events.visit_occurrence_id,
         events.has_null_concept,
+        events.has_rolled_concept,
         events.has_far_end,
         events.has_no_finite_number,
         events.has_lost_visit
@@ -106,6 +107,11 @@ notes as (
     select source_table, 'null_concept_read_as_0' as reason, count(*) as row_count
     from events
     where has_null_concept
+    group by 1
+    union all
+    select source_table, 'concept_rolled_up' as reason, count(*) as row_count
+    from events
+    where reason is null and has_rolled_concept
     group by 1
     union all
     select source_table, 'null_end_read_as_start' as reason, count(*) as row_count

@@ -35,7 +35,8 @@ final as (
         cast(events.visit_occurrence_id as bigint) as visit_occurrence_id,
         cast(null as bigint) as visit_detail_id,
         cast(null as string) as device_source_value,
-        cast(null as bigint) as device_source_concept_id,
+        cast(events.source_concept_id as bigint)
+            as device_source_concept_id,
         cast(events.unit_concept_id as bigint) as unit_concept_id,
         cast(null as string) as unit_source_value,
         cast(null as bigint) as unit_source_concept_id

@@ -50,7 +50,8 @@ final as (
         cast(events.visit_occurrence_id as bigint) as visit_occurrence_id,
         cast(null as bigint) as visit_detail_id,
         cast(null as string) as drug_source_value,
-        cast(null as bigint) as drug_source_concept_id,
+        cast(events.source_concept_id as bigint)
+            as drug_source_concept_id,
         cast(null as string) as route_source_value,
         cast(null as string) as dose_unit_source_value
     from events

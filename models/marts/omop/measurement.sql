@@ -36,7 +36,8 @@ final as (
         cast(events.visit_occurrence_id as bigint) as visit_occurrence_id,
         cast(null as bigint) as visit_detail_id,
         cast(null as string) as measurement_source_value,
-        cast(null as bigint) as measurement_source_concept_id,
+        cast(events.source_concept_id as bigint)
+            as measurement_source_concept_id,
         cast(null as string) as unit_source_value,
         cast(null as bigint) as unit_source_concept_id,
         cast(null as string) as value_source_value,

@@ -34,7 +34,8 @@ final as (
         cast(events.visit_occurrence_id as bigint) as visit_occurrence_id,
         cast(null as bigint) as visit_detail_id,
         cast(null as string) as observation_source_value,
-        cast(null as bigint) as observation_source_concept_id,
+        cast(events.source_concept_id as bigint)
+            as observation_source_concept_id,
         cast(null as string) as unit_source_value,
         cast(null as string) as qualifier_source_value,
         cast(null as string) as value_source_value,

@@ -34,7 +34,8 @@ final as (
         cast(events.visit_occurrence_id as bigint) as visit_occurrence_id,
         cast(null as bigint) as visit_detail_id,
         cast(null as string) as procedure_source_value,
-        cast(null as bigint) as procedure_source_concept_id,
+        cast(events.source_concept_id as bigint)
+            as procedure_source_concept_id,
         cast(null as string) as modifier_source_value
     from events
     left join type_concepts on events.source_table = type_concepts.source_table

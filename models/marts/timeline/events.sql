@@ -32,7 +32,8 @@ final as (
         events.value_as_concept_id,
         events.quantity,
         events.days_supply,
-        events.end_date
+        events.end_date,
+        event_tokens.source_concept_id
     from events
     inner join event_tokens on events.token_order = event_tokens.token_order
 

@@ -54,11 +54,15 @@ final as (
         vocabulary.source_table,
         vocabulary.concept_id,
         vocabulary.unit_concept_id,
+        vocabulary.source_concept_id,
         concepts.concept_name as name,
         coalesce(counts.train_count, 0) as train_count,
         coalesce(counts.train_persons, 0) as train_persons
     from vocabulary
-    left join concepts on vocabulary.concept_id = concepts.concept_id
+    left join concepts
+        on
+            coalesce(vocabulary.source_concept_id, vocabulary.concept_id)
+            = concepts.concept_id
     left join counts on vocabulary.token_id = counts.token_id
 
 )

@@ -17,7 +17,8 @@ typed as (
         cast(number as bigint) as number,
         cast(source_table as {{ dbt.type_string() }}) as source_table,
         cast(concept_id as bigint) as concept_id,
-        cast(unit_concept_id as bigint) as unit_concept_id
+        cast(unit_concept_id as bigint) as unit_concept_id,
+        cast(source_concept_id as bigint) as source_concept_id
     from source
 
 )
