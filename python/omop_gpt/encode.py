@@ -25,7 +25,7 @@ from omop_gpt.source import source_files, source_tables
 from omop_gpt.step import (
     InputError,
     files_fingerprint,
-    is_done,
+    manifest_of,
     whole_folder,
     write_manifest,
 )
@@ -138,7 +138,13 @@ class EncodeConfig(EncodeOptions):
     input_folder: str = flag(
         "OMOP tables: a folder with one folder or file per table, or a .duckdb file."
     )
-    output_folder: str = flag("Where warehouse, timeline and sequences are written.")
+    output_folder: str = flag(
+        "Where warehouse, timeline and sequences are written. An encode of other rows "
+        "there is gone on from: vocabulary and bins stay, changed persons are encoded."
+    )
+    refit: bool = flag(
+        "Start anew where an earlier encode could be gone on from.", False
+    )
     cores: int = flag("Processor cores for DuckDB and Spark.", os.cpu_count() or 1)
     memory: str = flag("Memory, shared out between DuckDB and Spark.", "4GB")
 
@@ -163,13 +169,23 @@ def encode(config: EncodeConfig) -> Path:
     )
     settings = dataclasses.asdict(config)
     # where and how fast it ran does not change what comes out
-    for name in ("input_folder", "output_folder", "cores", "memory"):
+    for name in ("input_folder", "output_folder", "refit", "cores", "memory"):
         del settings[name]
-    output = Path(config.output_folder)
+    output = Path(config.output_folder).resolve()
     sequences = output / "patient_sequence"
-    if is_done(sequences, step="encode", settings=settings, inputs=inputs):
+    earlier = manifest_of(sequences, step="encode", settings=settings)
+    is_same = earlier is not None and earlier["inputs"] == inputs
+    if is_same and not (config.refit and earlier["result"]["kept_persons"]):
         log.info("encode: done before, in %s", sequences)
         return sequences
+    before = output / "warehouse.duckdb" if earlier and not config.refit else None
+    if before and not before.is_file():
+        raise InputError(
+            f"{before} is missing: without it this encode cannot go on from the one in "
+            f"{output}. Put it back, or start anew with --refit."
+        )
+    if before:
+        log.info("encode: going on from the one in %s", output)
 
     partial = output / ".encode.partial"
     work_folder = output / ".encode.dbt"  # stays where dbt failed, with its log
@@ -186,6 +202,7 @@ def encode(config: EncodeConfig) -> Path:
                 variables={
                     "input_folder": str(root.resolve()),
                     "timeline_folder": str(timeline.resolve()),
+                    "before_warehouse": str(before or ""),
                     **variables_of(settings),
                 },
                 warehouse=database,
@@ -290,6 +307,11 @@ def measure(database: Path) -> tuple[dict, dict]:
             (rows[name],) = con.execute(
                 f"select count(*) from int_{name}_ordered"
             ).fetchone()
+        (kept,) = con.execute("select count(*) from int_persons_kept").fetchone()
+        drift = con.execute(
+            "select event_token, field, drift from ledger.bin_drift "
+            "order by drift desc, event_token, field limit 1"
+        ).fetchone()
     if not persons.get("train"):
         raise InputError(
             f"{rows['persons']} persons leave the training split empty: "
@@ -301,7 +323,15 @@ def measure(database: Path) -> tuple[dict, dict]:
         "last_end_date": str(last_end or "1970-01-01"),
         "longest_history": longest,
     }
-    return facts, {"persons": persons, "rows": rows}
+    if kept:
+        log.info("encode: %d of %d persons are as before", kept, rows["persons"])
+    if kept and drift:
+        log.info(
+            "encode: numbers lie up to %.0f %% of their rows off their bins (%s, %s); "
+            "all in ledger.bin_drift; --refit fits bins and vocabulary anew",
+            100 * drift[2], *drift[:2],
+        )  # fmt: skip
+    return facts, {"persons": persons, "rows": rows, "kept_persons": kept}
 
 
 def publish(partial: Path, output: Path) -> None:

@@ -272,20 +272,22 @@ def completions(grammar: Grammar, state: int, role: str) -> np.ndarray:
     return np.unique(np.concatenate([found.ravel() for found in sums] or [[FAR]]))
 
 
-def one_run(tokens: np.ndarray) -> slice:
-    """Token ids of a group as a slice: ids are given kind by kind, so they adjoin."""
+def one_run(tokens: np.ndarray) -> slice | np.ndarray:
+    """Token ids of a group: a slice where they adjoin, else an array.
+
+    Ids are given kind by kind, so they adjoin; tokens that a later encode met for the
+    first time come after all others.
+    """
     token_ids = np.flatnonzero(tokens)
     if not len(token_ids):
         return slice(0, 0)
     run = slice(int(token_ids[0]), int(token_ids[-1]) + 1)
-    if run.stop - run.start != len(token_ids):
-        raise RuntimeError("the vocabulary does not number tokens kind by kind")
-    return run
+    return run if run.stop - run.start == len(token_ids) else token_ids
 
 
 def value_pairs(
     grammar: Grammar, min_persons: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, slice]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, slice | np.ndarray]:
     """Read which value tokens may follow which event.
 
     Returns what training has and what enough persons have, each (E + 1, values) bool
@@ -297,11 +299,12 @@ def value_pairs(
     values = table["value_token_id"].to_numpy()
     enough = table["train_persons"].to_numpy() >= min_persons
     event_ids = np.unique(events)
-    value_ids = one_run(grammar.roles == "value")
+    value_ids = np.flatnonzero(grammar.roles == "value")
     row_of_event = np.zeros(grammar.vocab_size, np.int64)
     row_of_event[event_ids] = np.arange(1, len(event_ids) + 1)
-    known = np.zeros((len(event_ids) + 1, value_ids.stop - value_ids.start), dtype=bool)
-    known[row_of_event[events], values - value_ids.start] = True
+    known = np.zeros((len(event_ids) + 1, len(value_ids)), dtype=bool)
+    columns = np.searchsorted(value_ids, values)
+    known[row_of_event[events], columns] = True
     common = np.zeros_like(known)
-    common[row_of_event[events[enough]], values[enough] - value_ids.start] = True
-    return known, common, row_of_event, value_ids
+    common[row_of_event[events[enough]], columns[enough]] = True
+    return known, common, row_of_event, one_run(grammar.roles == "value")

@@ -121,16 +121,16 @@ def write_manifest(
     write_json(Path(folder) / (HIDDEN_MANIFEST if holds_data else MANIFEST), content)
 
 
-def is_done(
-    folder: str | Path, *, step: str, settings: Mapping[str, Any], inputs: str
-) -> bool:
-    """Say whether the step was done in `folder` with these settings and inputs.
+def manifest_of(
+    folder: str | Path, *, step: str, settings: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return the manifest of a step that was done with these settings, else None.
 
-    Raises InputError if it was done there with others: nothing is mixed.
+    Raises InputError if it was done in `folder` with others: nothing is mixed.
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        return False
+        return None
     wanted = json.loads(json.dumps(dict(settings)))
     for name in sorted(manifest["settings"].keys() | wanted.keys()):
         before, now = manifest["settings"].get(name), wanted.get(name)
@@ -139,6 +139,19 @@ def is_done(
                 f"{folder} holds a {step} made with --{name} {before}, not {now}: "
                 "name a new output folder, or remove this one."
             )
+    return manifest
+
+
+def is_done(
+    folder: str | Path, *, step: str, settings: Mapping[str, Any], inputs: str
+) -> bool:
+    """Say whether the step was done in `folder` with these settings and inputs.
+
+    Raises InputError if it was done there with others: nothing is mixed.
+    """
+    manifest = manifest_of(folder, step=step, settings=settings)
+    if manifest is None:
+        return False
     if manifest["inputs"] != inputs:
         raise InputError(
             f"{folder} holds a {step} of another input: "

@@ -195,6 +195,31 @@ final as (
         common_concepts.concept_id is null
         or common_concepts.concept_id <> source_concepts.source_concept_id
 
+){%- if has_before() %},
+
+-- roll-ups stay as they were; a concept is decided when it is first met
+met as (
+
+    select source_table, concept_id from {{ before('int_concepts_chosen') }}
+    union
+    select source_table, concept_id from {{ before('int_event_tokens') }}
+
+),
+
+frozen as (
+
+    select * from {{ before('int_concepts_chosen') }}
+    union all by name
+    select final.*
+    from final
+    left join met
+        on final.source_table = met.source_table and final.concept_id = met.concept_id
+    where met.concept_id is null
+
 )
 
+select * from frozen
+{%- else %}
+
 select * from final
+{%- endif %}

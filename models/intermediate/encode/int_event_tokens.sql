@@ -31,12 +31,30 @@ named as (
 
 ),
 
+united as (
+
+    select * from named
+    {%- if has_before() %}
+    union
+    -- what no row has any more stays a word of the language
+    select
+        table_order,
+        source_table,
+        concept_id,
+        unit_concept_id,
+        source_concept_id,
+        token
+    from {{ before('int_event_tokens') }}
+    {%- endif %}
+
+),
+
 ordered as (
 
     select
         *,
         cast(row_number() over (order by token) as int) as token_order
-    from named
+    from united
 
 )
 

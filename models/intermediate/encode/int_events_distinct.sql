@@ -4,8 +4,8 @@ with
 
 events as (
 
-    select * from {{ ref('int_events_checked') }}
-    where reason is null
+    select * from {{ ref('int_events_checked') }} as checked
+    where reason is null and {{ is_new('checked.person_id') }}
 
 ),
 

@@ -134,6 +134,25 @@ measured as (
         {{ days_between('event_date', 'end_date') }} as end_days
     from ordered
 
+){%- if has_before() %},
+
+united_with_kept as (
+
+    select * from measured
+    union all by name
+    select earlier.* replace (event_tokens.token_order as token_order)
+    from {{ before('int_events_ordered') }} as earlier
+    inner join {{ ref('int_persons_kept') }} as kept
+        on earlier.person_id = kept.person_id
+    inner join {{ before('int_event_tokens') }} as earlier_tokens
+        on earlier.token_order = earlier_tokens.token_order
+    inner join {{ ref('int_event_tokens') }} as event_tokens
+        on earlier_tokens.token = event_tokens.token
+
 )
 
+select * from united_with_kept
+{%- else %}
+
 select * from measured
+{%- endif %}

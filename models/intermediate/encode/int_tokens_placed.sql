@@ -8,19 +8,22 @@ with
 
 persons as (
 
-    select * from {{ ref('int_persons_started') }}
+    select * from {{ ref('int_persons_started') }} as persons
+    where {{ is_new('persons.person_id') }}
 
 ),
 
 visits as (
 
-    select * from {{ ref('int_visits_ordered') }}
+    select * from {{ ref('int_visits_ordered') }} as visits
+    where {{ is_new('visits.person_id') }}
 
 ),
 
 events as (
 
-    select * from {{ ref('int_events_ordered') }}
+    select * from {{ ref('int_events_ordered') }} as events
+    where {{ is_new('events.person_id') }}
 
 ),
 
@@ -251,7 +254,7 @@ counted as (
 
 ),
 
-sorted as (
+runs as (
 
     select
         persons.part,
@@ -265,8 +268,33 @@ sorted as (
         {%- endfor %}
     from counted
     inner join persons on counted.person_id = persons.person_id
-    order by
-        persons.part, counted.person_id, counted.visit_order, counted.event_order
+    {%- if has_before() %}
+
+    union all
+
+    select
+        persons.part,
+        earlier.person_id,
+        persons.split,
+        earlier.first_position - 1 as visit_order,
+        0 as event_order,
+        earlier.token_count,
+        {%- for place in places %}
+        earlier.{{ place }}{{ ',' if not loop.last }}
+        {%- endfor %}
+    from {{ before('int_tokens_placed') }} as earlier
+    inner join {{ ref('int_persons_kept') }} as kept
+        on earlier.person_id = kept.person_id
+    inner join {{ ref('int_persons_started') }} as persons
+        on earlier.person_id = persons.person_id
+    {%- endif %}
+
+),
+
+sorted as (
+
+    select * from runs
+    order by part, person_id, visit_order, event_order
 
 ),
 

@@ -108,6 +108,22 @@ final as (
             and edged.field = shapes.field
             and edged.bin = shapes.bin
 
+){%- if has_before() %},
+
+-- bins stay as they were fitted; a token that is new has none
+frozen as (
+
+    select earlier.* replace (event_tokens.token_order as token_order)
+    from {{ before('int_value_bins') }} as earlier
+    inner join {{ before('int_event_tokens') }} as earlier_tokens
+        on earlier.token_order = earlier_tokens.token_order
+    inner join {{ ref('int_event_tokens') }} as event_tokens
+        on earlier_tokens.token = event_tokens.token
+
 )
 
+select * from frozen
+{%- else %}
+
 select * from final
+{%- endif %}

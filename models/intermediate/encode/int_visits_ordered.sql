@@ -19,7 +19,7 @@ checked_visits as (
     inner join {{ ref('int_persons_anchored') }} as anchors
         on visits.person_id = anchors.person_id
     {%- endif %}
-    where visits.reason is null
+    where visits.reason is null and {{ is_new('visits.person_id') }}
 
 ),
 
@@ -111,6 +111,21 @@ measured as (
         {{ days_between('cursor_date', 'visit_start_date') }} as gap_days
     from placed
 
+){%- if has_before() %},
+
+united_with_kept as (
+
+    select * from measured
+    union all by name
+    select earlier.*
+    from {{ before('int_visits_ordered') }} as earlier
+    inner join {{ ref('int_persons_kept') }} as kept
+        on earlier.person_id = kept.person_id
+
 )
 
+select * from united_with_kept
+{%- else %}
+
 select * from measured
+{%- endif %}

@@ -131,20 +131,36 @@ united as (
 
 ),
 
+earlier as (
+
+    {%- if has_before() %}
+        select token, token_id from {{ before('int_vocabulary') }}
+    {%- else %}
+        select token, 0 as token_id from united
+        where 1 = 0
+    {%- endif %}
+
+),
+
+-- tokens keep the ids that they had; new ones come after, in the same order
 numbered as (
 
     select
         cast(
-            row_number() over (
-                order by
-                    kinds.kind_order,
-                    abs(united.days),
-                    united.number,
-                    united.source_table,
-                    united.concept_id,
-                    united.unit_concept_id nulls first,
-                    united.source_concept_id nulls first
-            ) - 1 as int
+            coalesce(
+                earlier.token_id,
+                row_number() over (
+                    partition by earlier.token_id is null
+                    order by
+                        kinds.kind_order,
+                        abs(united.days),
+                        united.number,
+                        united.source_table,
+                        united.concept_id,
+                        united.unit_concept_id nulls first,
+                        united.source_concept_id nulls first
+                ) - 1 + (select count(*) from earlier)
+            ) as int
         ) as token_id,
         united.token,
         united.kind,
@@ -156,7 +172,25 @@ numbered as (
         united.source_concept_id
     from united
     inner join kinds on united.kind = kinds.kind
+    left join earlier on united.token = earlier.token
 
 )
 
+{%- if has_before() %},
+
+-- what no record has any more stays a word of the language
+united_with_lost as (
+
+    select * from numbered
+    union all by name
+    select lost.*
+    from {{ before('int_vocabulary') }} as lost
+    where lost.token not in (select token from numbered)
+
+)
+
+select * from united_with_lost
+{%- else %}
+
 select * from numbered
+{%- endif %}

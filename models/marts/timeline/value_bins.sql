@@ -111,7 +111,7 @@ final as (
         bins.low,
         bins.high,
         bins.train_count,
-        bin_persons.train_persons,
+        coalesce(bin_persons.train_persons, 0) as train_persons,
         bins.decimals,
         bins.shape,
         case
@@ -121,12 +121,12 @@ final as (
     from bins
     inner join {{ ref('int_event_tokens') }} as event_tokens
         on bins.token_order = event_tokens.token_order
-    inner join bin_persons
+    left join bin_persons
         on
             bins.token_order = bin_persons.token_order
             and bins.field = bin_persons.field
             and bins.bin = bin_persons.bin
-    inner join bounds
+    left join bounds
         on
             bins.token_order = bounds.token_order
             and bins.field = bounds.field

@@ -1,0 +1,35 @@
+{#-
+    An encode that goes on from an earlier one: its warehouse is var `before_warehouse`.
+    Its vocabulary, bins and roll-ups stay as they are, and persons whose rows are the
+    same are taken over. DuckDB only.
+-#}
+
+{% macro has_before() %}
+    {{- return(var('before_warehouse') != '') }}
+{% endmacro %}
+
+{#- A table of the earlier encode. -#}
+{% macro before(model_name) -%}
+    before.encode_steps.{{ model_name }}
+{%- endmacro %}
+
+{% macro attach_before() %}
+    {%- if execute and has_before() %}
+        {%- do run_query(
+            "attach if not exists '" ~ dbt.escape_single_quotes(var('before_warehouse'))
+            ~ "' as before (read_only)"
+        ) %}
+    {%- endif %}
+{% endmacro %}
+
+{#- Condition that leaves out persons who are taken over. -#}
+{% macro is_new(person_id) -%}
+    {%- if has_before() -%}
+        not exists (
+            select 1 from {{ ref('int_persons_kept') }} as kept
+            where kept.person_id = {{ person_id }}
+        )
+    {%- else -%}
+        true
+    {%- endif -%}
+{%- endmacro %}
