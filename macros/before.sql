@@ -25,9 +25,8 @@
 {#- Condition that leaves out persons who are taken over. -#}
 {% macro is_new(person_id) -%}
     {%- if has_before() -%}
-        not exists (
-            select 1 from {{ ref('int_persons_kept') }} as kept
-            where kept.person_id = {{ person_id }}
+        {{ person_id }} not in (
+            select kept.person_id from {{ ref('int_persons_kept') }} as kept
         )
     {%- else -%}
         true

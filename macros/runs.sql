@@ -41,17 +41,24 @@
     ]) }}
 {% endmacro %}
 
+{#- How many places of a run are filled. -#}
+{% macro run_length() -%}
+    {%- for place in run_places() %}
+        case when {{ place }} is null then 0 else 1 end{{ ' +' if not loop.last }}
+    {%- endfor %}
+{%- endmacro %}
+
 {#-
     An aggregate of all rows up to each row of int_tokens_placed as it is sorted. DuckDB
     leaves the rows where they are, which spares a second sort, and goes on from person
-    to person; elsewhere it starts anew in each `within`.
+    to person; elsewhere it starts anew with each.
 -#}
-{% macro running(aggregate, within) -%}
+{% macro running(aggregate) -%}
     {%- if target.type == 'duckdb' -%}
         {{ aggregate }} over (rows between unbounded preceding and current row)
     {%- else -%}
         {{ aggregate }} over (
-            partition by {{ within }} order by visit_order, event_order
+            partition by person_id order by visit_order, event_order
         )
     {%- endif -%}
 {%- endmacro %}

@@ -30,7 +30,7 @@ distinct_events as (
 
     select {{ columns }}
     from (select distinct {{ columns }}, value_as_number, quantity from expected)
-        as distinct_rows
+            as distinct_rows
 
 ),
 

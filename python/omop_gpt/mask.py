@@ -224,13 +224,16 @@ def check_reachable(grammar: Grammar, distance: np.ndarray) -> None:
             f"{grammar.folder}: training has no whole set of demographics (year, age, "
             "gender, race, ethnicity) to sample: train on more persons."
         )
+    more = more_days(grammar)
     for kind in number_kinds(grammar):
         role = grammar.kind_rows[kind]["role"]
         for state in np.unique(grammar.next_state[grammar.is_sampled[:, kind], kind]):
             days = completions(grammar, int(state), role)
             steps = np.diff(days).max(initial=1)
             window = grammar.last_day - grammar.first_day
-            if days[-1] >= FAR or steps > window + 1:
+            # the mask knows one range per kind: it must be that of every state
+            is_range = (days[0], days[-1]) == tuple(more[kind])
+            if not is_range or days[-1] >= FAR or steps > window + 1:
                 raise InputError(
                     f"{grammar.folder}: what follows a token of kind "
                     f"{grammar.kinds[kind]} can miss every date of training: take the "

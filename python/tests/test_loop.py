@@ -193,7 +193,7 @@ def go_on(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "moment", ["timeline/tokens/part-03.parquet", "timeline/visits"]
+    "moment", ["timeline/tokens/part-01.parquet", "timeline/visits"]
 )
 def test_encode_killed_and_run_again_gives_the_same_bytes(loop, tmp_path, moment):
     output = tmp_path / "result"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import EVENTS, FACTS, SEEDS, make_grammar
 from omop_gpt.grammar import Grammar, day_of
-from omop_gpt.mask import FAR, Mask, completions, distances
+from omop_gpt.mask import FAR, Mask, completions, distances, more_days
 from omop_gpt.step import InputError
 
 EVERYONE: dict[str, int] = {}  # no token is rare
@@ -77,9 +77,10 @@ def check(
     names = [grammar.kinds[kind] for kind in grammar.kind[history]]
     states = grammar.walk(history)
     assert grammar.is_sampled[states[:-1], grammar.kind[history]].all()
-    assert not {"cont", "in", "year_unknown", "age_unknown", "number_unknown"} & {
-        *names
-    }
+    assert not {
+        "cont", "in", "year_unknown", "age_unknown", "number_unknown",
+        "quantity_unknown",
+    } & {*names}  # fmt: skip
     first, last, last_end = (
         day_of(grammar.facts[name])
         for name in ("first_date", "last_date", "last_end_date")
@@ -116,6 +117,8 @@ def check(
 
 CASES = {
     "all of it": {},
+    "by the week": {"scheme": "week"},
+    "by the month": {"scheme": "month"},
     "one day": {"first_date": "2005-07-04", "last_date": "2005-07-04"},
     "one day, supplies end there too": {
         "first_date": "2005-07-04", "last_date": "2005-07-04",
@@ -140,7 +143,7 @@ CASES = {
     "no hours, no values": {
         "without": (
             "hour", "number", "number_unknown", "operator", "value_concept",
-            "quantity", "days_supply", "discharge",
+            "quantity", "quantity_unknown", "days_supply", "discharge",
         ),
     },
     "no ends": {"without": tuple(
@@ -182,6 +185,7 @@ def test_every_walk_is_a_history(languages, case, by_kind):
         never = {grammar.kinds[k] for k in {*range(len(grammar.kinds))} - {*written}}
         assert never == {
             "pad", "cont", "in", "year_unknown", "age_unknown", "number_unknown",
+                "quantity_unknown",
         }  # fmt: skip
     if case == "nobody":
         assert {len(history) for history in histories} == {7}
@@ -257,7 +261,7 @@ def test_rows_do_not_touch_each_other(languages):
     assert torch.equal(mask.allowed()[0][0], mask.allowed()[0][1])
 
 
-def broken(tmp_path, change) -> Grammar:
+def broken(tmp_path, change, **facts: str) -> Grammar:
     """Make a language whose grammar files were changed by `change(name, rows)`."""
     seeds = tmp_path / "seeds"
     shutil.copytree(SEEDS, seeds)
@@ -269,7 +273,7 @@ def broken(tmp_path, change) -> Grammar:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
             writer.writerows(rows)
-    return make_grammar(tmp_path / "vocabulary", persons=EVERYONE, seeds=seeds)
+    return make_grammar(tmp_path / "vocabulary", persons=EVERYONE, seeds=seeds, **facts)
 
 
 def test_a_grammar_with_a_dead_end_is_refused(tmp_path):
@@ -282,25 +286,47 @@ def test_a_grammar_with_a_dead_end_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("state", "kind"), [("gap_months", "gap_zero"), ("move_back_years", "move_zero")]
+    ("state", "kind", "facts"),
+    [
+        # months and no days: still there in a later chunk, so the kind has two ranges
+        ("gap_months", "gap_zero", {}),
+        # 30 days back cannot be said, and that may be the only day there is
+        ("move_back_months", "move_zero", CASES["one day"]),
+    ],
 )
-def test_a_grammar_that_could_miss_a_date_is_refused(tmp_path, state, kind):
+def test_a_grammar_that_could_miss_a_date_is_refused(tmp_path, state, kind, facts):
     def change(name, rows):
         return [r for r in rows if (r.get("state"), r.get("kind")) != (state, kind)]
 
-    with pytest.raises(InputError, match="does not add every number of days"):
-        Mask(broken(tmp_path, change), rows=1)
+    with pytest.raises(InputError, match="can miss every date of training"):
+        Mask(broken(tmp_path, change, **facts), rows=1)
 
 
-def test_a_promise_of_days_that_is_wrong_is_refused(tmp_path):
-    def change(name, rows):
-        for row in rows:
-            if name == "kinds" and row["kind"] == "gap_years":
-                row["more_days_to"] = "400"
-        return rows
+@pytest.mark.parametrize(
+    ("scheme", "years", "months"),
+    [("day", 359, 29), ("week", 357, 0), ("month", 330, 0)],
+)
+def test_days_that_a_number_can_still_add(tmp_path, scheme, years, months):
+    """Of every kind, forward and back: the mask lets begin what can end in time."""
+    grammar = make_grammar(tmp_path / "vocabulary", scheme=scheme)
+    found = dict(zip(grammar.kinds, more_days(grammar).tolist(), strict=True))
+    for role in ("gap", "move", "end"):
+        assert found[f"{role}_years"] == [0, years]
+        assert found[f"{role}_back_years"] == [-years, 0]
+        if scheme == "day":
+            assert found[f"{role}_months"] == [0, months]
+            assert found[f"{role}_back_months"] == [-months, 0]
+        for name in ("days", "zero", "back_days"):
+            assert found[f"{role}_{name}"] == [0, 0]
+    assert found["event"] == found["hour"] == [0, 0]
 
-    with pytest.raises(InputError, match="of kind gap_years does not add"):
-        Mask(broken(tmp_path, change), rows=1)
+
+def test_a_window_that_is_shorter_than_a_week_is_refused(tmp_path):
+    """Where dates go by the week, none may lie in it."""
+    facts = {"first_date": "2005-07-04", "last_date": "2005-07-09"}
+    grammar = make_grammar(tmp_path / "vocabulary", scheme="week", **facts)
+    with pytest.raises(InputError, match="can miss every date of training"):
+        Mask(grammar, rows=1)
 
 
 def test_data_without_demographics_is_refused(tmp_path):

@@ -18,6 +18,7 @@ def make_people(rng: np.random.Generator, people: int) -> list[dict]:
     ids = rng.choice(2**62, people, replace=False) * rng.choice([-2, 1], people)
     edges = [0, -1, 2**63 - 1, -(2**63)]
     ids[: min(people, 4)] = edges[: min(people, 4)]
+    ids.sort()
     return [
         {
             "person_id": int(person_id),
@@ -38,14 +39,19 @@ def rows_of(people: list[dict]) -> pa.Table:
             "person_id": pa.array(
                 np.repeat(np.array([p["person_id"] for p in people], np.int64), lengths)
             ),
-            "split": pa.array(
-                np.repeat([p["split"] for p in people], lengths).tolist(), pa.string()
+            "position": pa.array(
+                [n for length in lengths for n in range(1, length + 1)], pa.int32()
             ),
             "token_id": pa.array(
                 [t for p in people for t in p["token_ids"]], pa.int32()
             ),
-            "is_visit": pa.array(
-                [v for p in people for v in p["is_visit"]], pa.bool_()
+            "code": pa.array(
+                [
+                    2 * SPLITS.index(p["split"]) + is_visit
+                    for p in people
+                    for is_visit in p["is_visit"]
+                ],
+                pa.int8(),
             ),
         }
     )
@@ -109,6 +115,67 @@ def test_empty_batches_change_nothing():
     check(pa.Table.from_batches(sequences(batches)).to_pylist(), made)
 
 
+def test_a_person_of_many_batches_is_held_until_whole():
+    """Held as it grows, and not copied into every batch: 200 of one row each."""
+    made = make_people(np.random.default_rng(3), 3)
+    for person, length in zip(made, (1, 200, 2), strict=True):
+        person["token_ids"] = list(range(length))
+        person["is_visit"] = [True] * length
+    batches = rows_of(made).to_batches(max_chunksize=1)
+    found = pa.Table.from_batches(sequences(iter(batches)))
+    check(found.to_pylist(), made)
+
+
+def one_person(person_id: int, positions: list[int]) -> pa.Table:
+    count = len(positions)
+    return pa.table(
+        {
+            "person_id": pa.array([person_id] * count, pa.int64()),
+            "position": pa.array(positions, pa.int32()),
+            "token_id": pa.array(range(count), pa.int32()),
+            "code": pa.array([0] * count, pa.int8()),
+        }
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        # tokens out of order, left out, or twice
+        {1: [1, 3, 2]},
+        {1: [1, 2, 4]},
+        {1: [1, 2, 2, 3]},
+        {1: [1, 1, 2]},
+        {1: [1, 2, 1, 2]},
+        {1: [1], 2: [1, 1]},
+        # another person's tokens where the rest of a person should be
+        {1: [1, 2], 2: [3, 4]},
+        # a file that starts within a person
+        {-2: [2, 3]},
+        {-2: [2, 3], -1: [1, 2]},
+        {-2: [0, 1, 2]},
+    ],
+    ids=str,
+)
+def test_tokens_that_are_not_in_order_are_refused(wrong, rows):
+    persons = sorted(({0: [1, 2, 3], 9: [1]} | wrong).items())
+    parts = [one_person(*person) for person in persons]
+    batches = pa.concat_tables(parts).to_batches(max_chunksize=rows)
+    with pytest.raises(RuntimeError, match="not in order of person and position"):
+        list(sequences(batches))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100])
+def test_a_person_in_two_places_is_refused(rows):
+    """Its second part would be a patient of its own, or of the one before."""
+    for positions in ([3, 4], [1, 2]):
+        parts = [one_person(1, [1, 2]), one_person(2, [1]), one_person(1, positions)]
+        batches = pa.concat_tables(parts).to_batches(max_chunksize=rows)
+        with pytest.raises(RuntimeError, match="not in order of person and position"):
+            list(sequences(batches))
+
+
 def test_plain_names(tmp_path: Path):
     """Files are numbered by their persons, not as Spark happens to number them."""
     for split, parts in {"train": {"0-b": 5, "1-a": -7}, "holdout": {"0-c": 1}}.items():
@@ -141,13 +208,15 @@ def test_spark_packs_the_same(tmp_path: Path):
     tokens.mkdir(parents=True)
     for n, people in enumerate(files):
         table = rows_of(people)
+        codes = table["code"].to_pylist()
         kinds = [
-            str(rng.choice(["visit", "no_visit"] if visit else ["event", "gap_days"]))
-            for visit in table["is_visit"].to_pylist()
+            str(rng.choice(["visit", "no_visit"] if code % 2 else ["event", "hour"]))
+            for code in codes
         ]
-        table = table.drop_columns(["is_visit"]).append_column(
-            "kind", pa.array(kinds, pa.string())
-        )
+        splits = [SPLITS[code // 2] for code in codes]
+        table = table.drop_columns(["code"])
+        table = table.append_column("kind", pa.array(kinds, pa.string()))
+        table = table.append_column("split", pa.array(splits, pa.string()))
         pq.write_table(table, tokens / f"part-{n}.parquet")
     spark = start_spark(2, "512m")
     try:

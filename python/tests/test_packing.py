@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import BIN_SCHEMA
 from omop_gpt import packing
 from omop_gpt.grammar import TABLES, Grammar, save_language
 from omop_gpt.packing import IGNORED, Packs, Pad, pack, packed_attention, read_chunks
@@ -24,7 +25,11 @@ CONDITIONS = 12
 def make_language(folder: Path, *, conditions: int = CONDITIONS) -> Grammar:
     """Write a vocabulary folder: the real grammar, a few years, ages and conditions."""
     with (SEEDS / "fixed_tokens.csv").open(newline="") as file:
-        rows = [(r["token"], r["kind"], int(r["days"])) for r in csv.DictReader(file)]
+        rows = [
+            (row["token"], row["kind"], int(row["days"]))
+            for row in csv.DictReader(file)
+            if row["scheme"] in ("all", "day")
+        ]
     rows += [(f"year:{year}", "year", 0) for year in range(1990, 2030)]
     rows += [(f"age:{age}", "age", 0) for age in range(100)]
     rows += [("gender:8507", "gender", 0), ("gender:8532", "gender", 0)]
@@ -48,8 +53,9 @@ def make_language(folder: Path, *, conditions: int = CONDITIONS) -> Grammar:
     )
     timeline = folder.parent / f".{folder.name}.timeline"
     nothing = pa.table({"token_id": pa.array([], pa.int32())})
-    for name in TABLES:
-        content = table if name == "vocabulary" else nothing
+    tables = dict.fromkeys(TABLES, nothing)
+    tables |= {"vocabulary": table, "value_bins": BIN_SCHEMA.empty_table()}
+    for name, content in tables.items():
         (timeline / name).mkdir(parents=True)
         pq.write_table(content, timeline / name / "part-0.parquet")
     facts = {"first_date": "1990-01-01", "last_date": "2029-12-31"}

@@ -420,7 +420,7 @@ def test_rare_probability_is_that_of_the_model(folder, grammar):
     sampler = in_memory(folder, grammar, batch_size=3, max_tokens_per_patient=140)
     model = make_model(grammar)
     row = torch.tensor([True, False, False])
-    found = list(sampler.run(list(range(6))))
+    found = list(sampler.run(list(range(12))))
     for s in found:
         ids = torch.from_numpy(s.token_ids).long()
         probability = model(ids[None]).logits[0].softmax(-1)

@@ -16,7 +16,7 @@ events as (
         coalesce(concept_id, 0) <> 0
         {%- if not least_persons and not with_drug_rollup %}
         -- nothing was asked for
-        and 1 = 0
+            and 1 = 0
         {%- endif %}
 
 ),
@@ -221,5 +221,5 @@ frozen as (
 select * from frozen
 {%- else %}
 
-select * from final
+    select * from final
 {%- endif %}

@@ -1,5 +1,5 @@
--- One row per number of days as a gap, a move or an end, with the tokens that spell it:
--- the walks through the grammar from where the number may start to where it is complete.
+-- One row per number of days as a gap, a move or an end, with the tokens that spell
+-- it: the walks through the grammar from where it may start to where it is complete.
 with
 
 transitions as (

@@ -1,5 +1,5 @@
--- One row per event token that the data has: table, concept (or code) and unit, and the place of
--- the token among them as text, which orders the events of one moment.
+-- One row per event token that the data has: table, concept (or code) and unit, and the
+-- place of the token among them as text, which orders the events of one moment.
 with
 
 events as (

@@ -1,6 +1,9 @@
--- One row per row of the source's six event tables as the options of encode want it: the
--- concept that is written, and the reason why an option leaves the row out.
+-- One row per row of the source's six event tables as the options of encode want it:
+-- the concept that is written, and the reason why an option leaves the row out.
 {{ config(materialized='view') }}
+-- depends_on: {{ ref('int_persons_checked') }}
+-- depends_on: {{ ref('int_concepts_chosen') }}
+-- depends_on: {{ ref('int_source_codes') }}
 {%- set has_choice = var('min_num_of_patients') | int > 0 or var('with_drug_rollup') %}
 {%- set has_codes = var('concept_zero') == 'source_code' %}
 with
@@ -8,25 +11,6 @@ with
 events as (
 
     select * from {{ ref('int_events_united') }}
-
-),
-
-persons as (
-
-    select * from {{ ref('int_persons_checked') }}
-    where reason is null
-
-),
-
-choices as (
-
-    select * from {{ ref('int_concepts_chosen') }}
-
-),
-
-codes as (
-
-    select * from {{ ref('int_source_codes') }}
 
 ),
 
@@ -41,8 +25,8 @@ chosen as (
         coalesce(choices.written_concept_id, events.concept_id, 0) as concept_id,
         choices.written_concept_id is not null as has_rolled_concept,
         {%- else %}
-        coalesce(events.concept_id, 0) as concept_id,
-        false as has_rolled_concept,
+            coalesce(events.concept_id, 0) as concept_id,
+            false as has_rolled_concept,
         {%- endif %}
         events.concept_id is null as has_null_concept,
         -- what stands for concept 0
@@ -81,24 +65,27 @@ chosen as (
                 then 'rare_concept'
             {%- endif %}
             {%- if var('concept_zero') != 'kept' %}
-            when
-                coalesce(events.concept_id, 0) = 0
+                when
+                    coalesce(events.concept_id, 0) = 0
                 {%- if has_codes %}
                 and codes.source_concept_id is null
                 {%- endif %}
-                then 'concept_zero'
+                    then 'concept_zero'
             {%- endif %}
         end as reason
     from events
-    left join persons on events.person_id = persons.person_id
+    {%- if var('apply_age_filter') %}
+    left join {{ ref('int_persons_checked') }} as persons
+        on events.person_id = persons.person_id and persons.reason is null
+    {%- endif %}
     {%- if has_choice %}
-    left join choices
+    left join {{ ref('int_concepts_chosen') }} as choices
         on
             events.source_table = choices.source_table
             and events.concept_id = choices.concept_id
     {%- endif %}
     {%- if has_codes %}
-    left join codes
+    left join {{ ref('int_source_codes') }} as codes
         on
             events.source_concept_id = codes.concept_id
             and coalesce(events.concept_id, 0) = 0

@@ -1,23 +1,18 @@
 -- One row per event that is encoded: rows of the source that repeat one another in all
 -- that is written of them are one, known by the smallest id.
+-- depends_on: {{ ref('int_persons_anchored') }}
 with
 
 events as (
 
-    select * from {{ ref('int_events_checked') }} as checked
-    where reason is null and {{ is_new('checked.person_id') }}
+    select * from {{ ref('int_events_checked') }}
+    where reason is null and {{ is_new('person_id') }}
 
 ),
 
 event_tokens as (
 
     select * from {{ ref('int_event_tokens') }}
-
-),
-
-anchors as (
-
-    select * from {{ ref('int_persons_anchored') }}
 
 ),
 
@@ -46,7 +41,8 @@ final as (
             and events.source_concept_id
             is not distinct from event_tokens.source_concept_id
     {%- if var('att_type') != 'day' %}
-    inner join anchors on events.person_id = anchors.person_id
+    inner join {{ ref('int_persons_anchored') }} as anchors
+        on events.person_id = anchors.person_id
     {%- endif %}
     group by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 

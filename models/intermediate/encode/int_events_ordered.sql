@@ -154,5 +154,5 @@ united_with_kept as (
 select * from united_with_kept
 {%- else %}
 
-select * from measured
+    select * from measured
 {%- endif %}

@@ -13,7 +13,7 @@ chosen as (
     select
         field,
         case field
-            {%- for field, is_on in var('fields').items() %}
+        {%- for field, is_on in var('fields').items() %}
             when '{{ field }}' then {{ is_on | int }}
             {%- endfor %}
             when 'always' then 1

@@ -30,9 +30,9 @@ ranked as (
         case
             when value_count <= {{ var('number_of_bins') }} then number
             else floor(
-                {{ var('number_of_bins') }} * (count_below + train_count / 2.0)
-                / total_count
-            )
+                    {{ var('number_of_bins') }} * (count_below + train_count / 2.0)
+                    / total_count
+                )
         end as bin_key
     from cumulated
 

@@ -32,7 +32,7 @@ firsts as (
         ) as first_date
     from dates
     {%- if var('att_type') == 'day' %}
-    where 1 = 0
+        where 1 = 0
     {%- endif %}
     group by 1
 

@@ -21,19 +21,19 @@ with
 
 {%- for side in ['now', 'earlier'] %}
 
-{{ side }}_rows as (
+    {{ side }}_rows as (
 
-    {%- if not has_before() %}
+        {%- if not has_before() %}
 
         -- nothing came before
-        select
-            person_id,
-            '' as table_name,
-            0 as row_hash
-        from {{ ref('int_persons_checked') }}
-        where 1 = 0
+            select
+                person_id,
+                '' as table_name,
+                0 as row_hash
+            from {{ ref('int_persons_checked') }}
+            where 1 = 0
 
-    {%- else %}
+        {%- else %}
     {%- for table, columns in tables.items() %}
 
         select
@@ -45,27 +45,29 @@ with
     {%- endfor %}
     {%- endif %}
 
-),
+    ),
 
-{{ side }} as (
+    {{ side }} as (
 
-    select
-        person_id,
-        table_name,
-        count(*) as row_count,
-        sum(row_hash) as hash_sum
-    from {{ side }}_rows
-    group by 1, 2
+        select
+            person_id,
+            table_name,
+            count(*) as row_count,
+            sum(row_hash) as hash_sum
+        from {{ side }}_rows
+        group by 1, 2
 
-),
+    ),
 {%- endfor %}
 
 compared as (
 
     select
         coalesce(now.person_id, earlier.person_id) as person_id,
-        now.row_count is not distinct from earlier.row_count
-        and now.hash_sum is not distinct from earlier.hash_sum as is_same
+        coalesce(
+            now.row_count = earlier.row_count and now.hash_sum = earlier.hash_sum,
+            false
+        ) as is_same
     from now
     full outer join earlier
         on now.person_id = earlier.person_id and now.table_name = earlier.table_name
@@ -76,9 +78,7 @@ final as (
 
     select person_id
     from compared
-    {%- if var('encode_all') %}
-    where 1 = 0
-    {%- endif %}
+    where person_id is not null and {{ 'false' if var('encode_all') else 'true' }}
     group by 1
     having min(case when is_same then 1 else 0 end) = 1
 

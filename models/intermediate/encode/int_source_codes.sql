@@ -15,7 +15,7 @@ concepts as (
         and concept_code is not null
         {%- if var('concept_zero') != 'source_code' %}
         -- nothing was asked for
-        and 1 = 0
+            and 1 = 0
         {%- endif %}
     group by 1
 

@@ -1,29 +1,29 @@
 -- One row per run of adjoining tokens of a sequence: the demographics, what opens a
 -- visit, an event with its values, what closes a visit, what closes the history. A run
--- has thirteen places, filled or NULL; first_position is where the run starts. The rows lie in the order of the files.
+-- has thirteen places, filled or NULL; first_position is where the run starts. The rows
+-- lie in the order of the files.
 {%- set last = 2147483647 %}
-{%- set places = run_places() %}
 
 with
 
 persons as (
 
-    select * from {{ ref('int_persons_started') }} as persons
-    where {{ is_new('persons.person_id') }}
+    select * from {{ ref('int_persons_started') }}
+    where {{ is_new('person_id') }}
 
 ),
 
 visits as (
 
-    select * from {{ ref('int_visits_ordered') }} as visits
-    where {{ is_new('visits.person_id') }}
+    select * from {{ ref('int_visits_ordered') }}
+    where {{ is_new('person_id') }}
 
 ),
 
 events as (
 
-    select * from {{ ref('int_events_ordered') }} as events
-    where {{ is_new('events.person_id') }}
+    select * from {{ ref('int_events_ordered') }}
+    where {{ is_new('person_id') }}
 
 ),
 
@@ -224,7 +224,8 @@ closed_histories as (
         ]) }}
     from persons
     cross join singles
-    left join spelled as gaps on persons.death_gap_days = gaps.days and gaps.role = 'gap'
+    left join spelled as gaps
+        on persons.death_gap_days = gaps.days and gaps.role = 'gap'
 
 ),
 
@@ -246,10 +247,7 @@ counted as (
 
     select
         *,
-        {%- for place in places %}
-        case when {{ place }} is null then 0 else 1 end
-        {{- ' +' if not loop.last else ' as token_count' }}
-        {%- endfor %}
+        {{ run_length() }} as token_count
     from united
 
 ),
@@ -258,35 +256,24 @@ runs as (
 
     select
         persons.part,
-        counted.person_id,
         persons.split,
-        counted.visit_order,
-        counted.event_order,
-        counted.token_count,
-        {%- for place in places %}
-        counted.{{ place }}{{ ',' if not loop.last }}
-        {%- endfor %}
+        counted.*
     from counted
     inner join persons on counted.person_id = persons.person_id
     {%- if has_before() %}
 
-    union all
-
-    select
-        persons.part,
-        earlier.person_id,
-        persons.split,
-        earlier.first_position - 1 as visit_order,
-        0 as event_order,
-        earlier.token_count,
-        {%- for place in places %}
-        earlier.{{ place }}{{ ',' if not loop.last }}
-        {%- endfor %}
-    from {{ before('int_tokens_placed') }} as earlier
-    inner join {{ ref('int_persons_kept') }} as kept
-        on earlier.person_id = kept.person_id
-    inner join {{ ref('int_persons_started') }} as persons
-        on earlier.person_id = persons.person_id
+        union all by name
+        select
+            persons.part,
+            persons.split,
+            earlier.* exclude (part, split, first_position),
+            earlier.first_position - 1 as visit_order,
+            0 as event_order
+        from {{ before('int_tokens_placed') }} as earlier
+        inner join {{ ref('int_persons_kept') }} as kept
+            on earlier.person_id = kept.person_id
+        inner join {{ ref('int_persons_started') }} as persons
+            on earlier.person_id = persons.person_id
     {%- endif %}
 
 ),
@@ -302,9 +289,27 @@ totalled as (
 
     select
         *,
-        {{ running('sum(token_count)', within='person_id') }}
-        - token_count as tokens_before
+        {{ running('sum(token_count)') }} - token_count as tokens_before -- noqa: PRS
     from sorted
+
+),
+
+openings as (
+
+    select
+        *,
+        case when visit_order = 0 then tokens_before end as opening_tokens_before
+    from totalled
+
+),
+
+started as (
+
+    select
+        *,
+        -- where the tokens of the person start
+        {{ running('max(opening_tokens_before)') }} as tokens_before_person -- noqa: PRS
+    from openings
 
 ),
 
@@ -314,18 +319,10 @@ final as (
         part,
         person_id,
         split,
-        cast(
-            tokens_before + 1
-            - {{ running(
-                'max(case when visit_order = 0 then tokens_before end)',
-                within='person_id'
-            ) }} as int
-        ) as first_position,
+        cast(tokens_before - tokens_before_person + 1 as int) as first_position,
         token_count,
-        {%- for place in places %}
-        {{ place }}{{ ',' if not loop.last }}
-        {%- endfor %}
-    from totalled
+        {{ run_places() | join(',\n        ') }}
+    from started
 
 )
 

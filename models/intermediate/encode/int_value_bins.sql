@@ -14,14 +14,14 @@ ranges as (
         token_order,
         field,
         bin,
-        min(number) as least,
+        min(number) as smallest,
         max(number) as largest,
         sum(train_count) as train_count,
         -- the digits after the point that say every value in the bin, if so few do
         max(
             case
                 {%- for digits in range(7) %}
-                when number = round(number, {{ digits }}) then {{ digits }}
+                    when number = round(number, {{ digits }}) then {{ digits }}
                 {%- endfor %}
                 else 15
             end
@@ -36,7 +36,7 @@ neighbours as (
     select
         *,
         lag(largest) over (partition by token_order, field order by bin) as below,
-        lead(least) over (partition by token_order, field order by bin) as above
+        lead(smallest) over (partition by token_order, field order by bin) as above
     from ranges
 
 ),
@@ -49,8 +49,8 @@ edged as (
         field,
         bin,
         case
-            when least / 2 + below / 2 > below then least / 2 + below / 2
-            when below is not null then least
+            when smallest / 2 + below / 2 > below then smallest / 2 + below / 2
+            when below is not null then smallest
         end as low,
         case
             when above / 2 + largest / 2 > largest then above / 2 + largest / 2
@@ -65,13 +65,13 @@ edged as (
 steps as (
 
     {%- for step in range(points + 1) %}
-    select {{ step }} as step
-    {{- "\n    union all" if not loop.last }}
+        select {{ step }} as step
+        {{- "\n    union all" if not loop.last }}
     {%- endfor %}
 
 ),
 
--- the values at {{ points + 1 }} ranks evenly spaced from the least to the largest
+-- the values at {{ points + 1 }} ranks evenly spaced from the smallest to the largest
 shapes as (
 
     select
@@ -125,5 +125,5 @@ frozen as (
 select * from frozen
 {%- else %}
 
-select * from final
+    select * from final
 {%- endif %}

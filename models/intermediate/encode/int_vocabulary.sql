@@ -142,6 +142,12 @@ earlier as (
 
 ),
 
+earlier_counts as (
+
+    select count(*) as token_count from earlier
+
+),
+
 -- tokens keep the ids that they had; new ones come after, in the same order
 numbered as (
 
@@ -159,7 +165,7 @@ numbered as (
                         united.concept_id,
                         united.unit_concept_id nulls first,
                         united.source_concept_id nulls first
-                ) - 1 + (select count(*) from earlier)
+                ) - 1 + earlier_counts.token_count
             ) as int
         ) as token_id,
         united.token,
@@ -173,6 +179,7 @@ numbered as (
     from united
     inner join kinds on united.kind = kinds.kind
     left join earlier on united.token = earlier.token
+    cross join earlier_counts
 
 )
 
@@ -192,5 +199,5 @@ united_with_lost as (
 select * from united_with_lost
 {%- else %}
 
-select * from numbered
+    select * from numbered
 {%- endif %}

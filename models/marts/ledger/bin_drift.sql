@@ -85,4 +85,4 @@ final as (
 )
 
 select * from final
-order by drift desc, event_token, field
+order by drift desc, event_token asc, field asc

@@ -32,17 +32,18 @@ united as (
         ('quantity', 'quantity_bin', 'number'),
         ('days_supply', 'days_supply', 'number'),
     ] %}
-    select
-        '{{ kind }}' as kind,
-        token_order,
-        {{ column if meaning == 'number' else 'cast(null as bigint)' }} as number,
-        {{ column if meaning == 'concept_id' else 'cast(null as bigint)' }} as concept_id,
-        count(*) as train_count,
-        count(distinct person_id) as train_persons
-    from valued
-    where {{ column }} is not null
-    group by 1, 2, 3, 4
-    {{- "\n\n    union all\n" if not loop.last }}
+        select
+            '{{ kind }}' as kind,
+            token_order,
+            {{ column if meaning == 'number' else 'cast(null as bigint)' }} as number,
+            {{ column if meaning == 'concept_id' else 'cast(null as bigint)' }}
+                as concept_id,
+            count(*) as train_count,
+            count(distinct person_id) as train_persons
+        from valued
+        where {{ column }} is not null
+        group by 1, 2, 3, 4
+        {{- "\n\n    union all\n" if not loop.last }}
     {%- endfor %}
 
 ),

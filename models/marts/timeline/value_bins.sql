@@ -1,5 +1,5 @@
 -- One row per event token, field and bin of its numbers, with the shape that may leave
--- the warehouse: no number beyond those that var `min_persons` persons of training reach.
+-- the warehouse: no number beyond those that var `min_persons` persons reach.
 {%- set least_persons = var('min_persons') %}
 with
 
@@ -31,7 +31,7 @@ numbers as (
         'number' as field,
         value_bin as bin,
         person_id,
-        min(value_as_number) as least,
+        min(value_as_number) as smallest,
         max(value_as_number) as largest
     from events
     where value_as_number is not null
@@ -44,7 +44,7 @@ numbers as (
         'quantity' as field,
         quantity_bin as bin,
         person_id,
-        min(quantity) as least,
+        min(quantity) as smallest,
         max(quantity) as largest
     from events
     where quantity is not null
@@ -66,7 +66,7 @@ person_ranges as (
         token_order,
         field,
         person_id,
-        min(least) as least,
+        min(smallest) as smallest,
         max(largest) as largest
     from numbers
     group by 1, 2, 3
@@ -78,14 +78,14 @@ ranked as (
     select
         token_order,
         field,
-        least,
+        smallest,
         largest,
         row_number() over (
-            partition by token_order, field order by least
-        ) as rank_of_least,
+            partition by token_order, field order by smallest
+        ) as smallest_rank,
         row_number() over (
             partition by token_order, field order by largest desc
-        ) as rank_of_largest
+        ) as largest_rank
     from person_ranges
 
 ),
@@ -95,8 +95,9 @@ bounds as (
     select
         token_order,
         field,
-        min(case when rank_of_least = {{ least_persons }} then least end) as least,
-        min(case when rank_of_largest = {{ least_persons }} then largest end) as largest
+        min(case when smallest_rank = {{ least_persons }} then smallest end)
+            as smallest,
+        min(case when largest_rank = {{ least_persons }} then largest end) as largest
     from ranked
     group by 1, 2
 
@@ -116,7 +117,9 @@ final as (
         bins.shape,
         case
             when bin_persons.train_persons >= {{ least_persons }}
-                then {{ array_within('bins.shape', 'bounds.least', 'bounds.largest') }}
+                then {{ array_within(
+                    'bins.shape', 'bounds.smallest', 'bounds.largest'
+                ) }}
         end as shared_shape -- noqa: PRS
     from bins
     inner join {{ ref('int_event_tokens') }} as event_tokens

@@ -1,5 +1,5 @@
--- One row per event token, field and bin of its numbers, with the shape of the values in
--- it. The round trip reads the exact shapes, which stay in the warehouse.
+-- One row per event token, field and bin of its numbers, with the shape of the values
+-- in it. The round trip reads the exact shapes, which stay in the warehouse.
 with
 
 source as (
@@ -8,7 +8,7 @@ source as (
     {%- if var('omop_schema', 'synthetic') == 'round_trip' %}
     from {{ ref('value_bins') }}
     {%- else %}
-    from {{ source('generated', 'value_bins') }}
+        from {{ source('generated', 'value_bins') }}
     {%- endif %}
 
 ),
