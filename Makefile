@@ -6,7 +6,7 @@ DEMO ?= demo_output
 PATIENTS ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-python lint format build docs clean
+.PHONY: help setup demo test test-python lint format build bench docs clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,23 +28,26 @@ demo: setup ## simulate patients, then the whole loop; results in demo_output/
 test: setup lint test-python ## all tests: the linters, pytest, and dbt's tests through it
 
 lint: setup ## ruff and sqlfluff
-	$(BIN)/ruff check python examples
-	$(BIN)/ruff format --check python examples
+	$(BIN)/ruff check python examples benchmarks
+	$(BIN)/ruff format --check python examples benchmarks
 	$(BIN)/sqlfluff lint --processes 2 models tests
 
 test-python: setup ## pytest
 	$(BIN)/pytest -q --durations=5
 
 format: setup ## mend what the linters can
-	$(BIN)/ruff check --fix python examples
-	$(BIN)/ruff format python examples
+	$(BIN)/ruff check --fix python examples benchmarks
+	$(BIN)/ruff format python examples benchmarks
 	$(BIN)/sqlfluff fix models tests
 
 build: setup ## the wheel, in dist/
 	$(BIN)/python -m build --wheel
 
+bench: setup ## time encode at 1,000 to 100,000 simulated patients, in benchmarks/out/
+	$(BIN)/python benchmarks/encode.py sizes --output_folder benchmarks/out --sizes 1000 10000 100000
+
 docs: setup ## dbt's documentation site, in docs/site/
 	$(BIN)/dbt docs generate --static --target-path docs/site
 
 clean: ## remove what the other commands made
-	rm -rf $(VENV) $(DEMO) dist build target logs docs/site .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEMO) dist build target logs docs/site benchmarks/out .pytest_cache .ruff_cache
