@@ -60,7 +60,8 @@ united as (
         cast(null as double) as value_as_number,
         cast(null as bigint) as operator_concept_id,
         cast(null as bigint) as value_as_concept_id,
-        quantity,
+        -- whole in the CDM
+        case when abs(quantity) <= 2147483647 then round(quantity) end as quantity,
         cast(null as int) as days_supply,
         procedure_end_date as end_date
     from {{ ref('stg_omop__procedure_occurrence') }}
@@ -123,7 +124,8 @@ united as (
         cast(null as double) as value_as_number,
         cast(null as bigint) as operator_concept_id,
         cast(null as bigint) as value_as_concept_id,
-        quantity,
+        -- whole in the CDM
+        case when abs(quantity) <= 2147483647 then round(quantity) end as quantity,
         cast(null as int) as days_supply,
         device_exposure_end_date as end_date
     from {{ ref('stg_omop__device_exposure') }}
