@@ -28,7 +28,6 @@ ancestors as (
         descendant_concept_id,
         min(min_levels_of_separation) as levels
     from {{ ref('stg_omop__concept_ancestor') }}
-    where ancestor_concept_id <> descendant_concept_id
     group by 1, 2
 
 ),

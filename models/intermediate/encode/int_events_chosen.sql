@@ -64,14 +64,14 @@ chosen as (
             when choices.concept_id is not null and choices.written_concept_id is null
                 then 'rare_concept'
             {%- endif %}
-            {%- if var('concept_zero') != 'kept' %}
-                when
-                    coalesce(events.concept_id, 0) = 0
+            when
+                coalesce(events.concept_id, 0) = 0
                 {%- if has_codes %}
-                and codes.source_concept_id is null
+                    and codes.source_concept_id is null
+                {%- elif var('concept_zero') == 'kept' %}
+                    and 1 = 0
                 {%- endif %}
-                    then 'concept_zero'
-            {%- endif %}
+                then 'concept_zero'
         end as reason
     from events
     {%- if var('apply_age_filter') %}

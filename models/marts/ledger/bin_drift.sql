@@ -57,8 +57,11 @@ shares as (
         coalesce(counted.row_count, 0) as row_count,
         bins.train_count
         / cast(sum(bins.train_count) over in_token as double) as share_fitted,
-        coalesce(counted.row_count, 0)
-        / cast(sum(counted.row_count) over in_token as double) as share_now
+        coalesce(
+            counted.row_count
+            / cast(sum(counted.row_count) over in_token as double),
+            0
+        ) as share_now
     from bins
     left join counted
         on

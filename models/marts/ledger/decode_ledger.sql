@@ -96,6 +96,11 @@ notes as (
         )
         or (source_table <> 'measurement' and operator_concept_id is not null)
         or (source_table <> 'drug_exposure' and days_supply is not null)
+        or (
+            source_table in ('condition_occurrence', 'measurement', 'observation')
+            and quantity_bin is not null
+        )
+        or (source_table in ('measurement', 'observation') and end_date is not null)
 
 ),
 

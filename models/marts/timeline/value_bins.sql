@@ -116,7 +116,9 @@ final as (
         bins.decimals,
         bins.shape,
         case
-            when bin_persons.train_persons >= {{ least_persons }}
+            when
+                bin_persons.train_persons >= {{ least_persons }}
+                and bounds.smallest <= bounds.largest
                 then {{ array_within(
                     'bins.shape', 'bounds.smallest', 'bounds.largest'
                 ) }}
