@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from omop_gpt.step import InputError
+from omop_gpt.step import InputError, MachineError, told_plainly
 
 
 def doctor(argv: Sequence[str]) -> int:
@@ -88,7 +88,10 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one step; returns the exit code: 2 where the input is at fault."""
+    """Run one step; returns the exit code.
+
+    2 where the input is at fault, 1 where the machine is, 130 after Ctrl-C.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
@@ -98,15 +101,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    for name in ("py4j", "matplotlib"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    # it tells of each call that a killed Spark did not answer; one line of ours will do
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)
     try:
         if argv[0] not in STEPS:
             raise InputError(f"omop-gpt: no step {argv[0]}: one of {', '.join(STEPS)}.")
         return STEPS[argv[0]](argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except Exception as error:
+        known = isinstance(error, (InputError, MachineError))
+        told = error if known else told_plainly(error, argv[0])
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return 2 if isinstance(told, InputError) else 1
+    except KeyboardInterrupt:
+        print(f"error: {argv[0]} was stopped: run it again.", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

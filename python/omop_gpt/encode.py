@@ -21,9 +21,11 @@ from typing import Any
 from omop_gpt import pack, warehouse
 from omop_gpt.flags import flag
 from omop_gpt.grammar import save_language
-from omop_gpt.source import source_files, source_tables
+from omop_gpt.source import check_contents, source_files, source_tables
 from omop_gpt.step import (
     InputError,
+    MachineError,
+    alone_in,
     files_fingerprint,
     manifest_of,
     whole_folder,
@@ -61,7 +63,7 @@ class EncodeOptions:
     )
     with_drug_rollup: bool = flag("Drugs become their ingredient.", False)
     apply_age_filter: bool = flag(
-        "Leave out what starts in or after the year in which a person turns 90.", False
+        "Leave out all from the year on in which a person turns 90.", False
     )
     exclude_condition_type_concept_ids: tuple[int, ...] = flag(
         "Conditions of these types are left out.", ()
@@ -187,53 +189,62 @@ def encode(config: EncodeConfig) -> Path:
     if before:
         log.info("encode: going on from the one in %s", output)
 
-    partial = output / ".encode.partial"
-    work_folder = output / ".encode.dbt"  # stays where dbt failed, with its log
-    shutil.rmtree(partial, ignore_errors=True)
-    timeline = partial / "timeline"
-    timeline.mkdir(parents=True)
-    database = partial / "warehouse.duckdb"
-    duckdb_memory, spark_memory = share_memory(config.memory)
     try:
-        # Spark takes as long to start as dbt takes for a small source: side by side
-        with pack.spark_in_background(config.cores, spark_memory) as spark:
-            warehouse.build(
-                "encode",
-                variables={
-                    "input_folder": str(root.resolve()),
-                    "timeline_folder": str(timeline.resolve()),
-                    "before_warehouse": str(before or ""),
-                    **variables_of(settings),
-                },
-                warehouse=database,
-                work_folder=work_folder,
-                cores=config.cores,
-                memory=duckdb_memory,
-            )
-            facts, counts = measure(database)
-            with whole_folder(partial / "patient_sequence") as folder:
-                pack.pack(str(timeline.resolve()), str(folder.resolve()), spark())
-                pack.name_plainly(folder)
-                save_language(
-                    folder / "vocabulary",
-                    grammar=warehouse.project_folder() / "seeds" / "grammar",
-                    timeline=timeline,
-                    facts=facts,
-                )
-        publish(partial, output)
-    except BaseException:
+        pack.find_java()
+    except RuntimeError as error:
+        raise MachineError(str(error)) from None
+    output.mkdir(parents=True, exist_ok=True)
+    with alone_in(output):
+        partial = output / ".encode.partial"
+        work_folder = output / ".encode.dbt"  # stays where dbt failed, with its log
         shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(work_folder, ignore_errors=True)
-    for folder in (output / "timeline", sequences):
-        write_manifest(
-            folder,
-            step="encode",
-            settings=settings,
-            inputs=inputs,
-            started=started,
-            result=counts,
-        )
+        timeline = partial / "timeline"
+        timeline.mkdir(parents=True)
+        database = partial / "warehouse.duckdb"
+        duckdb_memory, spark_memory = share_memory(config.memory)
+        try:
+            # Spark takes as long to start as dbt takes for a small source: side by side
+            with pack.spark_in_background(config.cores, spark_memory) as spark:
+                warehouse.build(
+                    "encode",
+                    variables={
+                        "input_folder": str(root.resolve()),
+                        "timeline_folder": str(timeline.resolve()),
+                        "before_warehouse": str(before or ""),
+                        **variables_of(settings),
+                    },
+                    warehouse=database,
+                    work_folder=work_folder,
+                    cores=config.cores,
+                    memory=duckdb_memory,
+                )
+                facts, counts = measure(database)
+                with whole_folder(partial / "patient_sequence") as folder:
+                    pack.pack(str(timeline.resolve()), str(folder.resolve()), spark())
+                    pack.name_plainly(folder)
+                    save_language(
+                        folder / "vocabulary",
+                        grammar=warehouse.project_folder() / "seeds" / "grammar",
+                        timeline=timeline,
+                        facts=facts,
+                    )
+            for folder in (timeline, partial / "patient_sequence"):
+                write_manifest(
+                    folder,
+                    step="encode",
+                    settings=settings,
+                    inputs=inputs,
+                    started=started,
+                    result=counts,
+                )
+            publish(partial, output)
+        except BaseException as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, RuntimeError):
+                # a damaged page of a source file fails in a model, which names no file
+                check_contents(files)
+            raise
+        shutil.rmtree(work_folder, ignore_errors=True)
     log.info("encode: %s", json.dumps(counts["persons"]))
     return sequences
 

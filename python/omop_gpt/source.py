@@ -5,6 +5,7 @@ Knows files and their formats; what the columns mean is in the dbt project.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from omop_gpt import warehouse
@@ -56,6 +57,13 @@ def source_files(input_folder: str) -> dict[str, list[Path]]:
     return found
 
 
+def check_contents(files: Mapping[str, list[Path]]) -> None:
+    """Raise InputError for the first Parquet file with a damaged page."""
+    for name, group in files.items():
+        for file in group:
+            check_file(name, file, whole=True)
+
+
 def data_files(entry: Path) -> list[Path]:
     """List the files of one table: itself, or those of a folder and its partitions."""
     if entry.name.startswith((".", "_")):
@@ -80,15 +88,20 @@ def check_database(file: Path) -> None:
         ) from None
 
 
-def check_file(table: str, file: Path) -> None:
-    """Raise InputError if a Parquet file is none, or was cut short."""
+def check_file(table: str, file: Path, *, whole: bool = False) -> None:
+    """Raise InputError if a Parquet file is none, or was cut short.
+
+    `whole`: also if any of its pages is damaged, which takes as long as to read it.
+    """
     if file.suffix.lower() != ".parquet":
         return
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        pq.read_metadata(file)
+        with pq.ParquetFile(file) as parquet:
+            for group in range(parquet.num_row_groups if whole else 0):
+                parquet.read_row_group(group)
     except (pa.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(

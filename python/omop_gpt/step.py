@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +26,76 @@ TAIL_BYTES = 65_536  # a Parquet file's footer, with its statistics, lies here
 
 class InputError(Exception):
     """The user's input is at fault: one line that says what, where and the mend."""
+
+
+class MachineError(Exception):
+    """The machine is at fault: one line that says what, where and the mend."""
+
+
+# what DuckDB, Spark and Python say of a machine, and what mends it; a full disk comes
+# first, for DuckDB has it that memory ran out where it cannot spill
+FAULTS = (
+    (
+        "no space left on device|file too large|disk quota|max_temp_directory_size",
+        MachineError,
+        "free some of the disk, or name a folder on a larger one.",
+    ),
+    (
+        r"\[errno (13|17|20|30)\]|permission denied|read-only file system",
+        InputError,
+        "name a folder that can be written to.",
+    ),
+    (
+        "out of ?memory|cannot allocate memory",
+        MachineError,
+        "give more with --memory, or fewer --cores.",
+    ),
+    (
+        "java_gateway_exited",
+        MachineError,
+        "Spark does not start; Java says above why. Look at JAVA_HOME and "
+        "SPARK_DRIVER_MEMORY, or ask `omop-gpt doctor`.",
+    ),
+    (
+        "answer from java side is empty|connection refused|connection reset"
+        "|error while (sending|receiving)|trying to connect to the java server",
+        MachineError,
+        "Spark was stopped, maybe for want of memory: free some, and run it again.",
+    ),
+)
+
+
+def told_plainly(error: object, where: str) -> InputError | MachineError | None:
+    """Say in one line what is known of a failure, and its mend; None: nothing is."""
+    for pattern, kind, mend in FAULTS:
+        for line in str(error).splitlines():
+            if re.search(pattern, line, re.IGNORECASE):
+                return kind(f"{where}: {line.strip().rstrip('.')}: {mend}")
+    return None
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process; raises InputError where another has it.
+
+    The lock is on the folder itself: it ends with the process, and leaves no file.
+    """
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another run writes to {folder}: wait for its end, "
+                "or name another folder."
+            ) from None
+        except OSError:
+            pass  # some network drives have no locks
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

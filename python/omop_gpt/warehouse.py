@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omop_gpt.step import InputError
+from omop_gpt.step import InputError, told_plainly
 
 
 def project_folder() -> Path:
@@ -35,8 +35,9 @@ def build(
 ) -> None:
     """Run `dbt build --selector <selector>` on a DuckDB warehouse.
 
-    Raises InputError where the data cannot be read as the model needs it, else
-    RuntimeError, with the model, the test and what it found.
+    Raises InputError where the data cannot be read as the model needs it, MachineError
+    where disk or memory end, else RuntimeError, with the model, the test and what it
+    found.
     """
     from dbt.adapters.duckdb.connections import DuckDBConnectionManager
     from dbt.cli.main import dbtRunner
@@ -66,6 +67,8 @@ def build(
         DuckDBConnectionManager.close_all_connections()
     if outcome.success:
         return
+    if isinstance(outcome.exception, KeyboardInterrupt):
+        raise outcome.exception
     if str(getattr(outcome.exception, "msg", "")).startswith("cannot read: "):
         raise InputError(
             outcome.exception.msg
@@ -75,10 +78,16 @@ def build(
         if result.status in ("error", "fail"):
             message = " ".join((result.message or "").split())
             node = result.node
+            told = told_plainly(result.message, f"dbt {node.resource_type} {node.name}")
+            if told:
+                raise told
             if node.resource_type == "model" and "Conversion Error" in message:
                 raise InputError(f"{node.name}: {message}")
             raise RuntimeError(
                 f"dbt {node.resource_type} {node.name}: {message} "
                 f"({node.original_file_path}; all of it in {log})"
             )
+    told = told_plainly(outcome.exception, "dbt")
+    if told:
+        raise told
     raise RuntimeError(f"dbt failed before the run: {outcome.exception} (log: {log})")

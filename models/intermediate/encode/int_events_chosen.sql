@@ -42,31 +42,31 @@ chosen as (
         events.days_supply,
         events.end_date,
         case
-            {%- if var('start_date') %}
+        {%- if var('start_date') %}
             when events.event_date < cast('{{ var("start_date") }}' as date)
                 then 'before_start_date'
             {%- endif %}
-            {%- if var('apply_age_filter') %}
+        {%- if var('apply_age_filter') %}
             when {{ is_ninety('events.event_date') }} then 'age_90_or_more'
             {%- endif %}
-            {%- if var('domain_table_list') %}
+        {%- if var('domain_table_list') %}
             when events.source_table not in ({{ quoted(var('domain_table_list')) }})
                 then 'domain_not_chosen'
             {%- endif %}
-            {%- if var('exclude_condition_type_concept_ids') %}
+        {%- if var('exclude_condition_type_concept_ids') %}
             when
                 events.source_table = 'condition_occurrence'
                 and events.type_concept_id
                 in ({{ var('exclude_condition_type_concept_ids') | join(', ') }})
                 then 'condition_type_excluded'
             {%- endif %}
-            {%- if has_choice %}
+        {%- if has_choice %}
             when choices.concept_id is not null and choices.written_concept_id is null
                 then 'rare_concept'
             {%- endif %}
             when
                 coalesce(events.concept_id, 0) = 0
-                {%- if has_codes %}
+            {%- if has_codes %}
                     and codes.source_concept_id is null
                 {%- elif var('concept_zero') == 'kept' %}
                     and 1 = 0
