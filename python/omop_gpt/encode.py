@@ -63,7 +63,7 @@ class EncodeOptions:
     )
     with_drug_rollup: bool = flag("Drugs become their ingredient.", False)
     apply_age_filter: bool = flag(
-        "Leave out all from the year on in which a person turns 90.", False
+        "Leave out what starts in or after the year in which a person turns 90.", False
     )
     exclude_condition_type_concept_ids: tuple[int, ...] = flag(
         "Conditions of these types are left out.", ()

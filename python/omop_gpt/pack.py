@@ -47,10 +47,7 @@ def sequences(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         table = pa.Table.from_batches([batch])
         if held is not None:
             table = pa.concat_tables([held, table])
-        starts = np.flatnonzero(table["position"].to_numpy() == 1)
-        if not len(starts):
-            held = table
-            continue
+        starts = first_rows(table)
         held = table.slice(starts[-1])
         if starts[-1] > 0:
             yield cut(table.slice(0, starts[-1]), starts[:-1])
@@ -58,24 +55,29 @@ def sequences(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield cut(held, np.zeros(1, dtype=np.int64))
 
 
+def first_rows(table: pa.Table) -> np.ndarray:
+    """Return the first row of each person: (N,), and 0 if there are no rows.
+
+    Raises RuntimeError unless persons ascend, each with positions 1, 2, 3 and so on.
+    """
+    person_id = table["person_id"].to_numpy()
+    starts = np.append(0, np.flatnonzero(np.diff(person_id) != 0) + 1)
+    lengths = np.diff(np.append(starts, table.num_rows))
+    wanted = np.arange(1, table.num_rows + 1) - np.repeat(starts, lengths)
+    if (person_id[1:] < person_id[:-1]).any() or (
+        table["position"].to_numpy() != wanted
+    ).any():
+        raise RuntimeError(
+            "the tokens of the timeline are not in order of person and position"
+        )
+    return starts
+
+
 def cut(table: pa.Table, starts: np.ndarray) -> pa.RecordBatch:
     """Make one row per person of whole persons: `starts` are their first rows (N,)."""
     table = table.combine_chunks()
     offsets = np.append(starts, table.num_rows).astype(np.int32)
-    lengths = np.diff(offsets)
     person_id = table["person_id"].to_numpy()
-    wanted = np.arange(1, table.num_rows + 1) - np.repeat(offsets[:-1], lengths)
-    if (
-        not len(starts)
-        or starts[0] != 0
-        or (
-            (table["position"].to_numpy() != wanted).any()
-            or (person_id != np.repeat(person_id[starts], lengths)).any()
-        )
-    ):
-        raise RuntimeError(
-            "the tokens of the timeline are not in order of person and position"
-        )
     code = table["code"].to_numpy()
     token_ids = pa.ListArray.from_arrays(
         pa.array(offsets), table["token_id"].combine_chunks()
@@ -86,7 +88,7 @@ def cut(table: pa.Table, starts: np.ndarray) -> pa.RecordBatch:
             pa.array(np.array(SPLITS)[code[starts] // 2]),
             pa.array(person_id[starts]),
             token_ids,
-            pa.array(lengths),
+            pa.array(np.diff(offsets)),
             pa.array(visits),
         ],
         names=["split", "person_id", "token_ids", "token_count", "visit_count"],
