@@ -3,26 +3,7 @@
 {{ config(tags=['round_trip']) }}
 with
 
-dated as (
-
-    select
-        visits.person_id,
-        visits.visit_occurrence_id,
-        visits.repetition,
-        visits.visit_concept_id,
-        {{ coarse_date('visits.visit_start_date', 'anchors.anchor_date') }}
-            as visit_start_date,
-        {{ coarse_date('visits.visit_end_date', 'anchors.anchor_date') }}
-            as visit_end_date,
-        visits.discharged_to_concept_id
-    from {{ ref('int_visits_checked') }} as visits
-    left join {{ ref('int_persons_anchored') }} as anchors
-        on visits.person_id = anchors.person_id
-    where visits.reason is null
-
-),
-
-encoded as (
+expected as (
 
     select
         person_id,
@@ -37,9 +18,9 @@ encoded as (
                 visit_end_date,
                 visit_concept_id,
                 visit_occurrence_id,
-                repetition
+                discharged_to_concept_id nulls last
         ) as visit_number
-    from dated
+    from {{ ref('int_visits_expected') }}
 
 ),
 
@@ -59,4 +40,4 @@ restored as (
 
 )
 
-{{ differences('encoded', 'restored') }}
+{{ differences('expected', 'restored') }}
