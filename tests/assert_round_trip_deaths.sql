@@ -30,13 +30,13 @@ expected as (
             spans.person_id is null
             or deaths.death_date between spans.first_date and spans.last_date
         )
-        {%- if var('start_date') %}
+    {%- if var('start_date') %}
         and deaths.death_date >= cast('{{ var("start_date") }}' as date)
         {%- endif %}
-        {%- if var('apply_age_filter') %}
+    {%- if var('apply_age_filter') %}
         and not coalesce({{ is_ninety('deaths.death_date') }}, false)
         {%- endif %}
-        {%- if not var('include_death') %}
+    {%- if not var('include_death') %}
         and 1 = 0
         {%- endif %}
     group by 1

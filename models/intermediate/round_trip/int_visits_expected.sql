@@ -1,5 +1,6 @@
 -- One row per visit that must come back: straight from staging, for visits of known
 -- persons with a date that the language says and that the options leave in.
+-- depends_on: {{ ref('int_persons_anchored') }}
 with
 
 visits as (
@@ -22,12 +23,6 @@ spans as (
 
 ),
 
-anchors as (
-
-    select * from {{ ref('int_persons_anchored') }}
-
-),
-
 final as (
 
     select
@@ -44,7 +39,10 @@ final as (
     from visits
     inner join persons on visits.person_id = persons.person_id
     left join spans on visits.person_id = spans.person_id
-    left join anchors on visits.person_id = anchors.person_id
+    {%- if var('att_type') != 'day' %}
+    left join {{ ref('int_persons_anchored') }} as anchors
+        on visits.person_id = anchors.person_id
+    {%- endif %}
     where
         visits.visit_start_date is not null
         and (
@@ -56,10 +54,10 @@ final as (
             or visits.visit_end_date is null
             or visits.visit_end_date between spans.first_date and spans.last_date
         )
-        {%- if var('start_date') %}
+    {%- if var('start_date') %}
         and visits.visit_start_date >= cast('{{ var("start_date") }}' as date)
         {%- endif %}
-        {%- if var('apply_age_filter') %}
+    {%- if var('apply_age_filter') %}
         and not coalesce({{ is_ninety('visits.visit_start_date') }}, false)
         {%- endif %}
 
