@@ -1,4 +1,4 @@
-{#- Arrays, where DuckDB and Spark differ. -#}
+{#- Arrays, where DuckDB and Spark differ. Spark's size() says -1 of NULL: not used. -#}
 
 {#-
     The element at an index that counts from 0; NULL outside the array. DuckDB counts
@@ -13,7 +13,7 @@
 {%- endmacro %}
 
 {% macro array_size(array) -%}
-    {{ 'len(' ~ array ~ ')' if target.type == 'duckdb' else 'size(' ~ array ~ ')' }}
+    {{ 'len(' ~ array ~ ')' if target.type == 'duckdb' else 'array_size(' ~ array ~ ')' }}
 {%- endmacro %}
 
 {#- An expression collected from all rows, in the order of one or more unique keys. -#}
@@ -70,7 +70,7 @@
     {%- if target.type == 'duckdb' -%}
         len(list_filter({{ array }}, lambda item: item <= {{ value }}))
     {%- else -%}
-        size(filter({{ array }}, item -> item <= {{ value }}))
+        array_size(filter({{ array }}, item -> item <= {{ value }}))
     {%- endif -%}
 {%- endmacro %}
 

@@ -5,8 +5,9 @@
     * schema `generated`: sequences and vocabulary, over var('patient_sequence_folder').
 
     Each view has the declared columns and types, so that an absent table or column is
-    NULL and never an error. What cannot be cast is counted in `omop.casts`. On other
-    warehouses than DuckDB the tables are expected to be there.
+    NULL and never an error. DuckDB counts in `omop.casts` what cannot be cast; Spark
+    stops there, and reads no CSV: see source_tables_spark.sql. Elsewhere the tables are
+    expected to be there.
 -#}
 {% macro create_source_views() %}
     {{ return(adapter.dispatch('create_source_views', 'omop_gpt')()) }}
@@ -27,6 +28,17 @@
         {%- if var('patient_sequence_folder') %}
             {%- do create_views_of('generated', generated_readers()) %}
         {%- endif %}
+    {%- endif %}
+{% endmacro %}
+
+{% macro spark__create_source_views() %}
+    {%- if execute and (var('input_folder') or var('input_schema', '')) %}
+        {%- do run_query('create schema if not exists omop') %}
+        {%- set tables = spark_source_tables() %}
+        {%- for source in graph.sources.values()
+            | selectattr('source_name', 'equalto', 'omop') %}
+            {%- do create_spark_view_of(source, tables.get(source.name)) %}
+        {%- endfor %}
     {%- endif %}
 {% endmacro %}
 

@@ -15,13 +15,7 @@
         {%- set tables = run_query(table_files(folder)).rows %}
     {%- endif %}
 
-    {%- set names = {} %}
-    {%- for source in graph.sources.values()
-        | selectattr('source_name', 'equalto', 'omop') %}
-        {%- for name in [source.name] + source.config.meta.get('also_named', []) %}
-            {%- do names.update({name: source.name}) %}
-        {%- endfor %}
-    {%- endfor %}
+    {%- set names = omop_names() %}
     {%- set readers = {} %}
     {%- for row in tables if row[0] in names %}
         {%- set name, place, format, content = names[row[0]], row[1], row[2], row[3] %}
@@ -50,6 +44,18 @@
         ) %}
     {%- endif %}
     {{- return(readers) }}
+{% endmacro %}
+
+{#- The table of source `omop` that a name stands for, by the name. -#}
+{% macro omop_names() %}
+    {%- set names = {} %}
+    {%- for source in graph.sources.values()
+        | selectattr('source_name', 'equalto', 'omop') %}
+        {%- for name in [source.name] + source.config.meta.get('also_named', []) %}
+            {%- do names.update({name: source.name}) %}
+        {%- endfor %}
+    {%- endfor %}
+    {{- return(names) }}
 {% endmacro %}
 
 {% macro generated_readers() %}

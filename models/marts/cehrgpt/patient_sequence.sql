@@ -3,6 +3,7 @@
     materialized='view',
     post_hook="{{ write_parquet(var('cehrgpt_folder')) }}",
 ) }}
+-- depends_on: {{ ref('int_persons_started') }}
 with
 
 tokens as (

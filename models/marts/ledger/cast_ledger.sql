@@ -1,5 +1,5 @@
 -- One row per source column with values that cannot be cast to its declared type, and
--- are NULL in staging. Only DuckDB reads files; elsewhere it is empty.
+-- are NULL in staging. Spark stops at such a value instead, and has no row here.
 with
 
 casts as (
