@@ -132,7 +132,7 @@ def test_csv_names_and_endings(read, tmp_path):
     (tmp_path / "visit_occurrence.csv").write_text("")
     (tmp_path / "measurement.csv").write_text("measurement_id,person_id\n")
     assert read("death")[0] == [(1, DAY), (2, DAY)]
-    assert read("person")[0] == [(1, None, 1950, None, None)]
+    assert read("person")[0] == [(1, None, 1950, None, None, None, None)]
     assert read("visit_occurrence") == ([], [])
     assert read("measurement") == ([], [])
     assert sorted(source_files(str(tmp_path))) == [
@@ -438,7 +438,7 @@ def database(tmp_path):
 
 def test_a_database_with_tables_and_views(read, database):
     assert read("death", database) == ([(1, DAY)], [])
-    assert read("person", database)[0] == [(1, None, None, None, None)]
+    assert read("person", database)[0] == [(1, *[None] * 6)]
 
 
 def test_a_table_in_two_schemas_is_refused(read, database):
