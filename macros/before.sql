@@ -32,3 +32,13 @@
         true
     {%- endif -%}
 {%- endmacro %}
+
+{#- A table of the earlier encode, its event tokens numbered as they are now. -#}
+{% macro before_renumbered(model_name) -%}
+    select earlier.* replace (event_tokens.token_order as token_order)
+    from {{ before(model_name) }} as earlier
+    inner join {{ before('int_event_tokens') }} as earlier_tokens
+        on earlier.token_order = earlier_tokens.token_order
+    inner join {{ ref('int_event_tokens') }} as event_tokens
+        on earlier_tokens.token = event_tokens.token
+{%- endmacro %}

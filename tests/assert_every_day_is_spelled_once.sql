@@ -44,7 +44,7 @@ wanted as (
     where
         numbers.days <= {{ longest }}
         -- dates that are made coarse lie on a grid
-        and numbers.days % {{ {'day': 1, 'week': 7, 'month': 30}[var('att_type')] }} = 0
+        and numbers.days % {{ grid_days() }} = 0
         and (roles.role <> 'move' or numbers.days <> 0)
 
 ),

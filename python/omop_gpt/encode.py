@@ -20,7 +20,7 @@ from typing import Any
 
 from omop_gpt import pack, warehouse
 from omop_gpt.flags import flag
-from omop_gpt.grammar import save_language
+from omop_gpt.grammar import read_csv, save_language
 from omop_gpt.source import check_contents, source_files, source_tables
 from omop_gpt.step import (
     InputError,
@@ -35,14 +35,6 @@ from omop_gpt.step import (
 log = logging.getLogger(__name__)
 
 
-EVENT_TABLES = (
-    "condition_occurrence",
-    "drug_exposure",
-    "procedure_occurrence",
-    "measurement",
-    "observation",
-    "device_exposure",
-)
 CONCEPT_ZERO = ("left_out", "kept", "source_code")
 TIME_SCHEMES = ("day", "week", "month")
 
@@ -90,9 +82,9 @@ class EncodeOptions:
                     f"--start_date {self.start_date} is not a date: write 1985-01-01."
                 ) from None
         for name in self.domain_table_list:
-            if name not in EVENT_TABLES:
+            if name not in event_tables():
                 raise InputError(
-                    f"--domain_table_list {name}: one of {', '.join(EVENT_TABLES)}."
+                    f"--domain_table_list {name}: one of {', '.join(event_tables())}."
                 )
         for name, known in (("concept_zero", CONCEPT_ZERO), ("att_type", TIME_SCHEMES)):
             if getattr(self, name) not in known:
@@ -107,6 +99,12 @@ class EncodeOptions:
             raise InputError(
                 f"--max_uncast_share {self.max_uncast_share}: give a share, 0 to 1."
             )
+
+
+def event_tables() -> list[str]:
+    """Names of the OMOP tables that hold events, as the grammar lists them."""
+    seed = warehouse.project_folder() / "seeds" / "grammar" / "event_tables.csv"
+    return [row["source_table"] for row in read_csv(seed)]
 
 
 FIELD_OF_FLAG = {
@@ -126,9 +124,9 @@ def variables_of(settings: Mapping[str, Any]) -> dict[str, Any]:
             if name in names - FIELD_OF_FLAG.keys()
         },
         "fields": {
-            field: int(settings[flag])
-            for flag, field in FIELD_OF_FLAG.items()
-            if flag in settings
+            field: int(settings[name])
+            for name, field in FIELD_OF_FLAG.items()
+            if name in settings
         },
     }
 
@@ -189,6 +187,7 @@ def encode(config: EncodeConfig) -> Path:
     if before:
         log.info("encode: going on from the one in %s", output)
 
+    duckdb_memory, spark_memory = share_memory(config.memory)
     try:
         pack.find_java()
     except RuntimeError as error:
@@ -201,7 +200,6 @@ def encode(config: EncodeConfig) -> Path:
         timeline = partial / "timeline"
         timeline.mkdir(parents=True)
         database = partial / "warehouse.duckdb"
-        duckdb_memory, spark_memory = share_memory(config.memory)
         try:
             # Spark takes as long to start as dbt takes for a small source: side by side
             with pack.spark_in_background(config.cores, spark_memory) as spark:

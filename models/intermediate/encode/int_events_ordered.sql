@@ -140,14 +140,10 @@ united_with_kept as (
 
     select * from measured
     union all by name
-    select earlier.* replace (event_tokens.token_order as token_order)
-    from {{ before('int_events_ordered') }} as earlier
+    select renumbered.*
+    from ({{ before_renumbered('int_events_ordered') }}) as renumbered
     inner join {{ ref('int_persons_kept') }} as kept
-        on earlier.person_id = kept.person_id
-    inner join {{ before('int_event_tokens') }} as earlier_tokens
-        on earlier.token_order = earlier_tokens.token_order
-    inner join {{ ref('int_event_tokens') }} as event_tokens
-        on earlier_tokens.token = event_tokens.token
+        on renumbered.person_id = kept.person_id
 
 )
 

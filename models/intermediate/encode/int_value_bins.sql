@@ -113,12 +113,7 @@ final as (
 -- bins stay as they were fitted; a token that is new has none
 frozen as (
 
-    select earlier.* replace (event_tokens.token_order as token_order)
-    from {{ before('int_value_bins') }} as earlier
-    inner join {{ before('int_event_tokens') }} as earlier_tokens
-        on earlier.token_order = earlier_tokens.token_order
-    inner join {{ ref('int_event_tokens') }} as event_tokens
-        on earlier_tokens.token = event_tokens.token
+    {{ before_renumbered('int_value_bins') }}
 
 )
 

@@ -4,22 +4,7 @@ with
 
 events as (
 
-    select * from {{ ref('int_events_ordered') }}
-
-),
-
-train as (
-
-    select person_id from {{ ref('int_persons_started') }}
-    where split = 'train'
-
-),
-
-valued as (
-
-    select events.*
-    from events
-    inner join train on events.person_id = train.person_id
+    {{ events_of_training() }}
 
 ),
 
@@ -40,7 +25,7 @@ united as (
                 as concept_id,
             count(*) as train_count,
             count(distinct person_id) as train_persons
-        from valued
+        from events
         where {{ column }} is not null
         group by 1, 2, 3, 4
         {{- "\n\n    union all\n" if not loop.last }}

@@ -9,18 +9,9 @@ bins as (
 
 ),
 
-train as (
-
-    select person_id from {{ ref('int_persons_started') }}
-    where split = 'train'
-
-),
-
 events as (
 
-    select events.*
-    from {{ ref('int_events_ordered') }} as events
-    inner join train on events.person_id = train.person_id
+    {{ events_of_training() }}
 
 ),
 
