@@ -219,7 +219,6 @@ def encode(config: EncodeConfig) -> Path:
                 facts, counts = measure(database)
                 with whole_folder(partial / "patient_sequence") as folder:
                     pack.pack(str(timeline.resolve()), str(folder.resolve()), spark())
-                    pack.name_plainly(folder)
                     save_language(
                         folder / "vocabulary",
                         grammar=warehouse.project_folder() / "seeds" / "grammar",

@@ -1,8 +1,10 @@
 """Cut the timeline's ordered tokens into one sequence per patient, with Spark.
 
 The tokens lie in order, each person whole in one file, so every file is one task and
-nothing is shuffled: run lengths of person_id are the sequences. This is the only module
-that imports pyspark. Runs in local mode from `encode`, and as it is under spark-submit:
+nothing is shuffled: run lengths of person_id are the sequences. A task's worker reads
+the file and writes its sequences; nothing passes through the JVM. This is the only
+module that imports pyspark. Runs in local mode from `encode`, and as it is under
+spark-submit, in folders that every worker sees:
 
     spark-submit pack.py --timeline_folder T --output_folder P
 
@@ -19,31 +21,39 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 SPLITS = ("train", "validation", "holdout", "reserve")
+VISIT_KINDS = ("visit", "no_visit")  # of the tokens that open a visit
+COLUMNS = ["person_id", "split", "position", "token_id", "kind"]
 SCHEMA = (
     "split string, person_id bigint, token_ids array<int>, "
     "token_count int, visit_count int"
 )
-WHOLE_FILE = str(1 << 40)  # bytes; larger than any file, so that none is cut
+SEQUENCES = pa.schema(
+    {
+        "person_id": pa.int64(),
+        "token_ids": pa.list_(pa.int32()),
+        "token_count": pa.int32(),
+        "visit_count": pa.int32(),
+    }
+)
 ROWS_PER_BATCH = 1_000_000
 
 
 def sequences(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Cut batches of tokens in order into batches of one row per person.
 
-    In: person_id, position, token_id, code (index of the split in SPLITS, times 2, plus
-    1 where a visit opens); out: SCHEMA. A person that straddles two batches is held
+    In: COLUMNS; out: split, and SEQUENCES. A person that straddles two batches is held
     back until it is whole. Raises RuntimeError if the tokens are not in order.
     """
     held: pa.Table | None = None
@@ -79,24 +89,41 @@ def first_rows(table: pa.Table) -> np.ndarray:
 
 def cut(table: pa.Table, starts: np.ndarray) -> pa.RecordBatch:
     """Make one row per person of whole persons: `starts` are their first rows (N,)."""
-    table = table.combine_chunks()
     offsets = np.append(starts, table.num_rows).astype(np.int32)
-    person_id = table["person_id"].to_numpy()
-    code = table["code"].to_numpy()
-    token_ids = pa.ListArray.from_arrays(
-        pa.array(offsets), table["token_id"].combine_chunks()
-    )
-    visits = np.add.reduceat((code % 2).astype(np.int32), starts).astype(np.int32)
+    kind = table["kind"].combine_chunks().dictionary_encode()
+    opens_visit = np.isin(kind.dictionary.to_pylist(), VISIT_KINDS)
+    opened = opens_visit[kind.indices.to_numpy()]
     return pa.RecordBatch.from_arrays(
         [
-            pa.array(np.array(SPLITS)[code[starts] // 2]),
-            pa.array(person_id[starts]),
-            token_ids,
+            table["split"].take(pa.array(starts)).combine_chunks().cast(pa.string()),
+            pa.array(table["person_id"].to_numpy()[starts]),
+            pa.ListArray.from_arrays(
+                pa.array(offsets), table["token_id"].combine_chunks()
+            ),
             pa.array(np.diff(offsets)),
-            pa.array(visits),
+            pa.array(np.add.reduceat(opened, starts, dtype=np.int32)),
         ],
-        names=["split", "person_id", "token_ids", "token_count", "visit_count"],
+        names=["split", *SEQUENCES.names],
     )
+
+
+def pack_file(tokens: Path, output_folder: Path) -> None:
+    """Cut one file of tokens in order: <output_folder>/<split>/<name of the file>."""
+    source = pq.ParquetFile(tokens, read_dictionary=["split", "kind"])
+    with ExitStack() as stack:
+        writers: dict[str, pq.ParquetWriter] = {}
+        for batch in sequences(source.iter_batches(ROWS_PER_BATCH, columns=COLUMNS)):
+            table = pa.Table.from_batches([batch])
+            for split in SPLITS:
+                rows = table.filter(pc.equal(table["split"], split))
+                if not rows.num_rows:
+                    continue
+                if split not in writers:
+                    path = output_folder / split / tokens.name
+                    writers[split] = stack.enter_context(
+                        pq.ParquetWriter(path, SEQUENCES, compression="zstd")
+                    )
+                writers[split].write_table(rows.select(SEQUENCES.names))
 
 
 def java_version(home: str | None) -> int | None:
@@ -155,15 +182,17 @@ def start_spark(cores: int, memory: str, *, with_tables: bool = False):  # noqa:
             "spark.driver.memory": os.environ.get("SPARK_DRIVER_MEMORY", memory),
             "spark.executor.memory": os.environ.get("SPARK_EXECUTOR_MEMORY", memory),
             "spark.executor.cores": os.environ.get("SPARK_EXECUTOR_CORES", str(cores)),
+            # the JVM has little to do: it need not compile it well, or clean up beside
+            "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
         }
         for name, value in settings.items():
             builder = builder.config(name, value)
     spark = (
-        builder.config("spark.sql.files.maxPartitionBytes", WHOLE_FILE)
-        .config("spark.sql.files.openCostInBytes", WHOLE_FILE)
-        .config("spark.sql.execution.arrow.maxRecordsPerBatch", str(ROWS_PER_BATCH))
+        builder.config(
+            "spark.sql.execution.arrow.maxRecordsPerBatch", str(ROWS_PER_BATCH)
+        )
         .config("spark.sql.maxConcurrentOutputFileWriters", str(len(SPLITS)))
         .config("spark.sql.parquet.compression.codec", "zstd")
         .config("spark.sql.session.timeZone", "UTC")
@@ -184,21 +213,7 @@ def spark_in_background(cores: int, memory: str) -> Iterator[Callable[[], Any]]:
 
     def start() -> Any:
         spark = start_spark(cores, memory)
-        with tempfile.TemporaryDirectory() as folder:
-            # a first packing loads the classes that the real one needs
-            tokens = pa.table(
-                {
-                    "person_id": pa.array([1], pa.int64()),
-                    "split": [SPLITS[0]],
-                    "position": pa.array([1], pa.int32()),
-                    "token_id": pa.array([0], pa.int32()),
-                    "kind": ["bos"],
-                }
-            )
-            (Path(folder) / "tokens").mkdir()
-            for number in range(cores):
-                pq.write_table(tokens, f"{folder}/tokens/part-{number}.parquet")
-            pack(folder, f"{folder}/out", spark)
+        spark.sparkContext.parallelize(range(cores), cores).foreach(warm_up)
         return spark
 
     with ThreadPoolExecutor(1) as pool:
@@ -212,77 +227,52 @@ def spark_in_background(cores: int, memory: str) -> Iterator[Callable[[], Any]]:
                     started.result().stop()
 
 
+def warm_up(_: int) -> None:
+    """Do nothing: a worker that is started imports this module, and stays."""
+
+
 def pack(timeline_folder: str, output_folder: str, spark) -> None:  # noqa: ANN001
-    """Pack the tokens of <timeline_folder>/tokens: each person whole in a file."""
-    write_sequences(
-        coded(spark.read.parquet(f"{timeline_folder}/tokens")), output_folder
+    """Pack the files of <timeline_folder>/tokens, each into one file per split."""
+    output = Path(output_folder)
+    files = sorted((Path(timeline_folder) / "tokens").glob("*.parquet"))
+    make_folders(output)
+    spark.sparkContext.parallelize(files, len(files)).foreach(
+        lambda file: pack_file(file, output)
     )
 
 
 def pack_table(schema: str, output_folder: str, spark) -> None:  # noqa: ANN001
     """Pack the tokens of table <schema>.tokens, whose rows are in no order."""
-    write_sequences(
-        coded(spark.table(f"{schema}.tokens"))
-        .repartition("person_id")
-        .sortWithinPartitions("person_id", "position"),
-        output_folder,
-    )
-
-
-def coded(tokens):  # noqa: ANN001, ANN201 (pyspark's type is lazy)
-    """Return the columns of tokens that sequences() needs."""
-    from pyspark.sql import functions as F
-
-    names = ", ".join(f"'{split}'" for split in SPLITS)
-    code = (
-        f"2 * (array_position(array({names}), split) - 1)"
-        " + int(kind in ('visit', 'no_visit'))"
-    )
-    return tokens.select(
-        "person_id", "position", "token_id", F.expr(code).cast("byte").alias("code")
-    )
-
-
-def write_sequences(tokens, output_folder: str) -> None:  # noqa: ANN001
-    """Write <output_folder>/split=<split>/part-*.parquet with the columns of SCHEMA."""
     (
-        tokens.mapInArrow(sequences, SCHEMA)
+        spark.table(f"{schema}.tokens")
+        .select(*COLUMNS)
+        .repartition("person_id")
+        .sortWithinPartitions("person_id", "position")
+        .mapInArrow(sequences, SCHEMA)
         .write.partitionBy("split")
         .mode("overwrite")
         .parquet(output_folder)
     )
+    if Path(output_folder).is_dir():  # a local path, not a cluster's
+        name_plainly(Path(output_folder))
 
 
-def smallest_person(file: Path) -> int:
-    """Smallest person_id of a file, from its statistics."""
-    metadata = pq.read_metadata(file)
-    column = metadata.schema.to_arrow_schema().get_field_index("person_id")
-    groups = range(metadata.num_row_groups)
-    return min(metadata.row_group(g).column(column).statistics.min for g in groups)
-
-
-def name_plainly(folder: Path) -> Mapping[str, int]:
-    """Turn Spark's split=*/part-<n>-<random>.parquet into <split>/part-<n>.parquet.
-
-    Returns the number of files of each split; a split without persons has a folder too.
-    """
-    for stray in [*folder.glob("_*"), *folder.glob(".*.crc")]:
-        stray.unlink()
-    files = {}
+def make_folders(output: Path) -> None:
+    """Make the folder of each split: one without persons has a folder too."""
     for split in SPLITS:
-        found = folder / f"split={split}"
-        target = folder / split
-        if found.is_dir():
-            found.rename(target)
-        target.mkdir(exist_ok=True)
-        # Spark numbers its tasks as it finds the files; their persons do not change
-        parts = sorted(target.glob("part-*.parquet"), key=smallest_person)
-        for crc in target.glob(".*.crc"):
-            crc.unlink()
-        for number, part in enumerate(parts):
-            part.rename(target / f"part-{number:05d}.parquet")
-        files[split] = len(parts)
-    return files
+        (output / split).mkdir(parents=True, exist_ok=True)
+
+
+def name_plainly(folder: Path) -> None:
+    """Turn Spark's split=*/part-<n>-<random>.parquet into <split>/part-<n>.parquet."""
+    make_folders(folder)
+    for stray in [*folder.glob("_*"), *folder.rglob(".*.crc")]:
+        stray.unlink()
+    for file in folder.glob("split=*/part-*.parquet"):
+        split = file.parent.name.removeprefix("split=")
+        file.rename(folder / split / ("-".join(file.name.split("-")[:2]) + ".parquet"))
+    for emptied in folder.glob("split=*"):
+        emptied.rmdir()
 
 
 def main() -> None:
@@ -304,8 +294,6 @@ def main() -> None:
             pack(arguments.timeline_folder, output_folder, spark)
     finally:
         spark.stop()
-    if Path(output_folder).is_dir():  # a local path, not a cluster's
-        name_plainly(Path(output_folder))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from omop_gpt.pack import SPLITS, name_plainly, pack, sequences, start_spark
+from omop_gpt.pack import (
+    SEQUENCES,
+    SPLITS,
+    name_plainly,
+    pack,
+    sequences,
+    start_spark,
+)
 
 COLUMNS = ("split", "person_id", "token_ids", "token_count", "visit_count")
 
@@ -45,13 +52,18 @@ def rows_of(people: list[dict]) -> pa.Table:
             "token_id": pa.array(
                 [t for p in people for t in p["token_ids"]], pa.int32()
             ),
-            "code": pa.array(
+            "split": pa.array(
+                [p["split"] for p in people for _ in p["token_ids"]], pa.string()
+            ),
+            "kind": pa.array(
                 [
-                    2 * SPLITS.index(p["split"]) + is_visit
+                    ("visit" if token % 2 else "no_visit") if is_visit else "event"
                     for p in people
-                    for is_visit in p["is_visit"]
+                    for token, is_visit in zip(
+                        p["token_ids"], p["is_visit"], strict=True
+                    )
                 ],
-                pa.int8(),
+                pa.string(),
             ),
         }
     )
@@ -133,7 +145,8 @@ def one_person(person_id: int, positions: list[int]) -> pa.Table:
             "person_id": pa.array([person_id] * count, pa.int64()),
             "position": pa.array(positions, pa.int32()),
             "token_id": pa.array(range(count), pa.int32()),
-            "code": pa.array([0] * count, pa.int8()),
+            "split": ["train"] * count,
+            "kind": ["event"] * count,
         }
     )
 
@@ -177,26 +190,24 @@ def test_a_person_in_two_places_is_refused(rows):
 
 
 def test_plain_names(tmp_path: Path):
-    """Files are numbered by their persons, not as Spark happens to number them."""
-    for split, parts in {"train": {"0-b": 5, "1-a": -7}, "holdout": {"0-c": 1}}.items():
+    for split, names in {
+        "train": ["00000-b", "00001-a"],
+        "holdout": ["00001-c"],
+    }.items():
         folder = tmp_path / f"split={split}"
         folder.mkdir()
-        for part, person_id in parts.items():
-            table = pa.table({"person_id": [person_id + 1, person_id]})
-            pq.write_table(table, folder / f"part-{part}.zstd.parquet")
-            (folder / f".part-{part}.zstd.parquet.crc").write_text("")
+        for name in names:
+            (folder / f"part-{name}.c000.zstd.parquet").write_text(name)
+            (folder / f".part-{name}.c000.zstd.parquet.crc").write_text("")
     (tmp_path / "_SUCCESS").write_text("")
     (tmp_path / "._SUCCESS.crc").write_text("")
-    counts = name_plainly(tmp_path)
-    assert counts == {"train": 2, "validation": 0, "holdout": 1, "reserve": 0}
+    name_plainly(tmp_path)
     found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
     assert found == [
-        "holdout", "holdout/part-00000.parquet", "reserve", "train",
+        "holdout", "holdout/part-00001.parquet", "reserve", "train",
         "train/part-00000.parquet", "train/part-00001.parquet", "validation",
     ]  # fmt: skip
-    for part, person_id in enumerate((-7, 5)):
-        path = tmp_path / "train" / f"part-{part:05d}.parquet"
-        assert pq.ParquetFile(path).read()["person_id"][1].as_py() == person_id
+    assert (tmp_path / "train/part-00001.parquet").read_text() == "00001-a"
 
 
 @pytest.mark.spark
@@ -207,27 +218,19 @@ def test_spark_packs_the_same(tmp_path: Path):
     tokens = tmp_path / "timeline" / "tokens"
     tokens.mkdir(parents=True)
     for n, people in enumerate(files):
-        table = rows_of(people)
-        codes = table["code"].to_pylist()
-        kinds = [
-            str(rng.choice(["visit", "no_visit"] if code % 2 else ["event", "hour"]))
-            for code in codes
-        ]
-        splits = [SPLITS[code // 2] for code in codes]
-        table = table.drop_columns(["code"])
-        table = table.append_column("kind", pa.array(kinds, pa.string()))
-        table = table.append_column("split", pa.array(splits, pa.string()))
-        pq.write_table(table, tokens / f"part-{n}.parquet")
+        pq.write_table(rows_of(people), tokens / f"part-{n}.parquet", row_group_size=50)
     spark = start_spark(2, "512m")
     try:
         pack(str(tmp_path / "timeline"), str(tmp_path / "packed"), spark)
     finally:
         spark.stop()
-    name_plainly(tmp_path / "packed")
     people = {p["person_id"]: p for file in files for p in file}
     for split in SPLITS:
-        for path in sorted((tmp_path / "packed" / split).glob("*.parquet")):
-            rows = pq.ParquetFile(path).read().to_pylist()
+        for path in sorted((tmp_path / "packed" / split).iterdir()):
+            assert path.name in {"part-0.parquet", "part-2.parquet"}
+            table = pq.ParquetFile(path).read()
+            assert table.schema == SEQUENCES
+            rows = table.to_pylist()
             found = [people.pop(row["person_id"]) for row in rows]
             check([{**row, "split": split} for row in rows], found)
     assert not people
