@@ -5,13 +5,18 @@ Imports dbt only when a run starts: training and sampling need none of it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from omop_gpt.step import InputError, told_plainly
+
+CACHED = 20  # parsed projects that the user's cache keeps, of some megabytes each
 
 
 def project_folder() -> Path:
@@ -22,6 +27,43 @@ def project_folder() -> Path:
         if (folder / "dbt_project.yml").is_file():
             return folder
     raise RuntimeError("the dbt project is missing: reinstall omop-gpt.")
+
+
+def parsed_project(variables: Mapping[str, Any], warehouse: Path) -> Path:
+    """Where the user's cache has the project as dbt parses it for these variables.
+
+    Parsing takes dbt longer than the models of a small source. It does not depend on
+    where folders are, but on whether they are given.
+    """
+    from dbt.version import __version__
+
+    folder = project_folder()
+    files = [folder / "dbt_project.yml", folder / "selectors.yml"]
+    for name in ("models", "macros", "seeds", "tests"):
+        files += sorted(file for file in (folder / name).rglob("*") if file.is_file())
+    project = hashlib.sha256(f"{__version__} {folder}".encode())
+    for file in files:
+        project.update(str(file).encode() + file.read_bytes())
+    options = {
+        name: bool(value) if name.endswith(("_folder", "_warehouse")) else value
+        for name, value in variables.items()
+    }
+    asked = json.dumps([warehouse.stem, options], sort_keys=True).encode()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    project.update(asked)
+    return cache / "omop-gpt" / f"{project.hexdigest()[:32]}.msgpack"
+
+
+def keep_parsed(made: Path, parsed: Path) -> None:
+    """Put what dbt parsed into the cache, which keeps the last few."""
+    with suppress(OSError):  # a run does not need it
+        parsed.parent.mkdir(parents=True, exist_ok=True)
+        beside = parsed.with_suffix(f".{os.getpid()}")
+        shutil.copyfile(made, beside)
+        beside.replace(parsed)
+        kept = sorted(parsed.parent.glob("*.msgpack"), key=lambda f: f.stat().st_mtime)
+        for old in kept[:-CACHED]:
+            old.unlink()
 
 
 def build(
@@ -41,6 +83,7 @@ def build(
     """
     from dbt.adapters.duckdb.connections import DuckDBConnectionManager
     from dbt.cli.main import dbtRunner
+    from dbt.contracts.graph.manifest import Manifest
 
     os.environ.update(
         {
@@ -48,6 +91,8 @@ def build(
             "OMOP_GPT_WAREHOUSE": str(warehouse),
             "OMOP_GPT_SPILL": str(work_folder / "spill"),
             "OMOP_GPT_CORES": str(cores),
+            # small models and tests run beside a large one
+            "OMOP_GPT_DBT_THREADS": str(min(cores, 4)),
             "OMOP_GPT_MEMORY": memory,
             "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
         }
@@ -60,11 +105,18 @@ def build(
     arguments += ["--exclude-resource-type", "unit_test"]
     # a warehouse that an older version made may have seeds of another shape
     arguments += ["--full-refresh"]
+    parsed = parsed_project(variables, warehouse)
+    manifest = None
+    with suppress(Exception):  # not there, or damaged: dbt parses the project again
+        manifest = Manifest.from_msgpack(parsed.read_bytes())
+        manifest.build_flat_graph()
     try:
-        outcome = dbtRunner().invoke(arguments)
+        outcome = dbtRunner(manifest=manifest).invoke(arguments)
     finally:
         # the file must be free for the next step, and its memory too
         DuckDBConnectionManager.close_all_connections()
+    if manifest is None:
+        keep_parsed(work_folder / "target" / "partial_parse.msgpack", parsed)
     if outcome.success:
         return
     if isinstance(outcome.exception, KeyboardInterrupt):
