@@ -48,6 +48,23 @@
     {%- endfor %}
 {%- endmacro %}
 
+{#- A split as a small number, and back: rows that are sorted carry it at a byte. -#}
+{% macro split_order(split) -%}
+    cast(case {{ split }}
+        {%- for name in splits() %} when '{{ name }}' then {{ loop.index }}{% endfor %}
+    end as tinyint)
+{%- endmacro %}
+
+{% macro split_of(split_order) -%}
+    case {{ split_order }}
+        {%- for name in splits() %} when {{ loop.index }} then '{{ name }}'{% endfor %}
+    end
+{%- endmacro %}
+
+{% macro splits() %}
+    {{- return(['train', 'validation', 'holdout', 'reserve']) }}
+{% endmacro %}
+
 {#-
     An aggregate of all rows up to each row of int_tokens_placed as it is sorted. DuckDB
     leaves the rows where they are, which spares a second sort, and goes on from person

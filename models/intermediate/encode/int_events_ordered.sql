@@ -1,4 +1,10 @@
 -- One row per event that is encoded, in the order of the sequence within its visit.
+-- Rows of the source that repeat one another in all that is written of them are one
+-- event, known by the smallest id.
+{%- set in_visit %}
+    partition by person_id, visit_order
+    order by {{ written_of_event() | join(' nulls first, ') }} nulls first
+{%- endset %}
 with
 
 -- a visit is known by its id, a loose day by its date
@@ -7,7 +13,7 @@ events as (
     select
         *,
         case when visit_occurrence_id is null then event_date end as loose_date
-    from {{ ref('int_events_distinct') }}
+    from {{ ref('int_events_written') }}
 
 ),
 
@@ -43,7 +49,6 @@ placed as (
         visits.visit_start_date,
         events.token_order,
         events.source_id,
-        events.row_count,
         events.event_date,
         events.hour,
         events.value_as_number,
@@ -83,23 +88,19 @@ ordered as (
 
     select
         *,
-        row_number() over in_visit as event_order,
-        coalesce(lag(event_date) over in_visit, visit_start_date) as cursor_date,
-        lag(hour) over in_visit as previous_hour
+        dense_rank() over ({{ in_visit }}) as event_order,
+        row_number() over ({{ in_visit }}) = rank() over ({{ in_visit }}) as is_first,
+        count(*) over (
+            {{ in_visit }} range between current row and current row
+        ) as row_count,
+        min(source_id) over (
+            {{ in_visit }} range between current row and current row
+        ) as first_source_id,
+        coalesce(
+            lag(event_date) over ({{ in_visit }}), visit_start_date
+        ) as cursor_date,
+        lag(hour) over ({{ in_visit }}) as previous_hour
     from placed
-    window in_visit as (
-        partition by person_id, visit_order
-        order by
-            event_date,
-            hour nulls first,
-            token_order,
-            value_as_number nulls first,
-            operator_concept_id nulls first,
-            value_as_concept_id nulls first,
-            quantity nulls first,
-            days_supply nulls first,
-            end_date nulls first
-    )
 
 ),
 
@@ -110,7 +111,7 @@ measured as (
         visit_order,
         cast(event_order as int) as event_order,
         token_order,
-        source_id,
+        first_source_id as source_id,
         row_count,
         event_date,
         {{ days_between('visit_start_date', 'event_date') }} as day_offset,
@@ -133,6 +134,7 @@ measured as (
         end_date,
         {{ days_between('event_date', 'end_date') }} as end_days
     from ordered
+    where is_first
 
 ){%- if has_before() %},
 

@@ -1,12 +1,6 @@
 -- One row per event token, field (number or quantity) and value that training has.
 with
 
-events as (
-
-    select * from {{ ref('int_events_distinct') }}
-
-),
-
 train as (
 
     select person_id from {{ ref('int_persons_checked') }}
@@ -14,19 +8,30 @@ train as (
 
 ),
 
+-- rows that repeat one another are one event
+events as (
+
+    select distinct
+        events.person_id,
+        events.visit_occurrence_id,
+        events.{{ written_of_event() | join(',\n        events.') }}
+    from {{ ref('int_events_written') }} as events
+    inner join train on events.person_id = train.person_id
+    where events.value_as_number is not null or events.quantity is not null
+
+),
+
 numbers as (
 
-    select events.token_order, 'number' as field, events.value_as_number as number
+    select token_order, 'number' as field, value_as_number as number
     from events
-    inner join train on events.person_id = train.person_id
-    where events.value_as_number is not null
+    where value_as_number is not null
 
     union all
 
-    select events.token_order, 'quantity' as field, events.quantity as number
+    select token_order, 'quantity' as field, quantity as number
     from events
-    inner join train on events.person_id = train.person_id
-    where events.quantity is not null
+    where quantity is not null
 
 ),
 

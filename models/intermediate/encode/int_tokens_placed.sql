@@ -1,7 +1,11 @@
--- One row per run of adjoining tokens of a sequence: the demographics, what opens a
--- visit, an event with its values, what closes a visit, what closes the history. A run
--- has thirteen places, filled or NULL; first_position is where the run starts. The rows
--- lie in the order of the files.
+-- One row per run of adjoining tokens of a sequence: the demographics, what closes a
+-- visit and opens the next, an event with its values, what closes the last visit and
+-- the history. A run has thirteen places, filled or NULL; first_position is where the
+-- run starts. The rows lie in the order of the files.
+{{ config(
+    pre_hook='{{ start_batches() }}',
+    post_hook='{{ add_batches() }}'
+) }}
 {%- set last = 2147483647 %}
 
 with
@@ -9,21 +13,21 @@ with
 persons as (
 
     select * from {{ ref('int_persons_started') }}
-    where {{ is_new('person_id') }}
+    where {{ is_new('person_id') }} and {{ is_in_batch('person_id') }}
 
 ),
 
 visits as (
 
     select * from {{ ref('int_visits_ordered') }}
-    where {{ is_new('person_id') }}
+    where {{ is_new('person_id') }} and {{ is_in_batch('person_id') }}
 
 ),
 
 events as (
 
     select * from {{ ref('int_events_ordered') }}
-    where {{ is_new('person_id') }}
+    where {{ is_new('person_id') }} and {{ is_in_batch('person_id') }}
 
 ),
 
@@ -105,22 +109,60 @@ opened_histories as (
 
 ),
 
-opened_visits as (
+-- the last move of a visit leads from its last event to its end, forward or back; the
+-- events of a loose day leave the cursor where it is
+last_events as (
+
+    select person_id, visit_order, max(day_offset) as day_offset
+    from events
+    group by 1, 2
+
+),
+
+turns as (
 
     select
         visits.person_id,
         visits.visit_order,
+        visits.gap_days,
+        visits.is_loose,
+        visits.visit_concept_id,
+        visits.previous_discharged_to_concept_id,
+        visits.previous_days - coalesce(last_events.day_offset, 0) as closing_days
+    from visits
+    left join last_events
+        on
+            visits.person_id = last_events.person_id
+            and visits.visit_order - 1 = last_events.visit_order
+
+),
+
+opened_visits as (
+
+    select
+        turns.person_id,
+        turns.visit_order,
         0 as event_order,
-        {{- run(spelled_days('true', 'gaps') + [
-            'case when visits.is_loose then singles.no_visit'
+        {{- run(spelled_days('turns.closing_days <> 0', 'moves') + [
+            token_or_missing(
+                'turns.previous_discharged_to_concept_id', 'discharges.token_id'
+            ),
+        ] + spelled_days('true', 'gaps') + [
+            'case when turns.is_loose then singles.no_visit'
             ~ ' else coalesce(visit_types.token_id, -1) end',
         ]) }}
-    from visits
+    from turns
     cross join singles
-    left join spelled as gaps on visits.gap_days = gaps.days and gaps.role = 'gap'
+    left join spelled as moves
+        on turns.closing_days = moves.days and moves.role = 'move'
+    left join vocabulary as discharges
+        on
+            turns.previous_discharged_to_concept_id = discharges.concept_id
+            and discharges.kind = 'discharge'
+    left join spelled as gaps on turns.gap_days = gaps.days and gaps.role = 'gap'
     left join vocabulary as visit_types
         on
-            visits.visit_concept_id = visit_types.concept_id
+            turns.visit_concept_id = visit_types.concept_id
             and visit_types.kind = 'visit'
 
 ),
@@ -167,65 +209,51 @@ event_runs as (
 
 ),
 
-last_dates as (
-
-    select person_id, visit_order, max(day_offset) as day_offset
-    from events
-    group by 1, 2
-
-),
-
--- the last move of a visit leads from its last event to its end, forward or back; the
--- events of a loose day leave the cursor where it is
-last_moves as (
+last_turns as (
 
     select
-        visits.person_id,
-        visits.visit_order,
+        persons.person_id,
+        persons.death_date,
+        persons.death_gap_days,
         visits.discharged_to_concept_id,
         {{ days_between('visits.visit_start_date', 'visits.visit_end_date') }}
-        - coalesce(last_dates.day_offset, 0) as days
-    from visits
-    left join last_dates
+        - coalesce(last_events.day_offset, 0) as closing_days
+    from persons
+    left join visits
         on
-            visits.person_id = last_dates.person_id
-            and visits.visit_order = last_dates.visit_order
-
-),
-
-closed_visits as (
-
-    select
-        last_moves.person_id,
-        last_moves.visit_order,
-        {{ last }} as event_order,
-        {{- run(spelled_days('last_moves.days <> 0', 'moves') + [
-            token_or_missing('last_moves.discharged_to_concept_id', 'discharges.token_id'),
-        ]) }}
-    from last_moves
-    left join spelled as moves on last_moves.days = moves.days and moves.role = 'move'
-    left join vocabulary as discharges
+            persons.person_id = visits.person_id
+            and persons.visit_count = visits.visit_order
+    left join last_events
         on
-            last_moves.discharged_to_concept_id = discharges.concept_id
-            and discharges.kind = 'discharge'
-    where last_moves.days <> 0 or last_moves.discharged_to_concept_id is not null
+            persons.person_id = last_events.person_id
+            and persons.visit_count = last_events.visit_order
 
 ),
 
 closed_histories as (
 
     select
-        persons.person_id,
+        last_turns.person_id,
         {{ last }} as visit_order,
         0 as event_order,
-        {{- run(spelled_days('persons.death_date is not null', 'gaps') + [
-            'case when persons.death_date is not null then singles.death end',
+        {{- run(spelled_days('last_turns.closing_days <> 0', 'moves') + [
+            token_or_missing(
+                'last_turns.discharged_to_concept_id', 'discharges.token_id'
+            ),
+        ] + spelled_days('last_turns.death_date is not null', 'gaps') + [
+            'case when last_turns.death_date is not null then singles.death end',
             'singles.eos',
         ]) }}
-    from persons
+    from last_turns
     cross join singles
+    left join spelled as moves
+        on last_turns.closing_days = moves.days and moves.role = 'move'
+    left join vocabulary as discharges
+        on
+            last_turns.discharged_to_concept_id = discharges.concept_id
+            and discharges.kind = 'discharge'
     left join spelled as gaps
-        on persons.death_gap_days = gaps.days and gaps.role = 'gap'
+        on last_turns.death_gap_days = gaps.days and gaps.role = 'gap'
 
 ),
 
@@ -237,35 +265,26 @@ united as (
     union all
     select * from event_runs
     union all
-    select * from closed_visits
-    union all
     select * from closed_histories
 
 ),
 
-counted as (
-
-    select
-        *,
-        {{ run_length() }} as token_count
-    from united
-
-),
-
+-- rows are sorted, so they are kept narrow
 runs as (
 
     select
         persons.part,
-        persons.split,
-        counted.*
-    from counted
-    inner join persons on counted.person_id = persons.person_id
+        {{ split_order('persons.split') }} as split_order,
+        united.*,
+        cast({{ run_length() }} as tinyint) as token_count
+    from united
+    inner join persons on united.person_id = persons.person_id
     {%- if has_before() %}
 
         union all by name
         select
             persons.part,
-            persons.split,
+            {{ split_order('persons.split') }} as split_order,
             earlier.* exclude (part, split, first_position),
             earlier.first_position - 1 as visit_order,
             0 as event_order
@@ -274,6 +293,7 @@ runs as (
             on earlier.person_id = kept.person_id
         inner join {{ ref('int_persons_started') }} as persons
             on earlier.person_id = persons.person_id
+        where {{ is_in_batch('earlier.person_id') }}
     {%- endif %}
 
 ),
@@ -318,9 +338,9 @@ final as (
     select
         part,
         person_id,
-        split,
+        {{ split_of('split_order') }} as split,
         cast(tokens_before - tokens_before_person + 1 as int) as first_position,
-        token_count,
+        cast(token_count as int) as token_count,
         {{ run_places() | join(',\n        ') }}
     from started
 

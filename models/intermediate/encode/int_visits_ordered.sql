@@ -26,7 +26,7 @@ checked_visits as (
 loose_days as (
 
     select distinct person_id, event_date
-    from {{ ref('int_events_distinct') }}
+    from {{ ref('int_events_written') }}
     where visit_occurrence_id is null
 
 ),
@@ -89,10 +89,16 @@ placed as (
     select
         *,
         coalesce(
-            lag(visit_end_date) over (partition by person_id order by visit_order),
+            lag(visit_end_date) over in_person,
             cast({{ dbt.date_trunc('year', 'visit_start_date') }} as date)
-        ) as cursor_date
+        ) as cursor_date,
+        {{ days_between(
+            'lag(visit_start_date) over in_person', 'lag(visit_end_date) over in_person'
+        ) }} as previous_days,
+        lag(discharged_to_concept_id) over in_person
+            as previous_discharged_to_concept_id
     from ordered
+    window in_person as (partition by person_id order by visit_order)
 
 ),
 
@@ -108,7 +114,10 @@ measured as (
         visit_start_date,
         visit_end_date,
         discharged_to_concept_id,
-        {{ days_between('cursor_date', 'visit_start_date') }} as gap_days
+        {{ days_between('cursor_date', 'visit_start_date') }} as gap_days,
+        -- of the visit before, which is closed where this one opens
+        previous_days,
+        previous_discharged_to_concept_id
     from placed
 
 ){%- if has_before() %},

@@ -1,5 +1,6 @@
--- One row per event that is encoded: rows of the source that repeat one another in all
--- that is written of them are one, known by the smallest id.
+-- One row per row of the source's event tables that is encoded, as it is written: with
+-- its event token and with dates on the person's grid. Rows may repeat one another.
+{{ config(materialized='view') }}
 -- depends_on: {{ ref('int_persons_anchored') }}
 with
 
@@ -30,8 +31,7 @@ final as (
         events.quantity,
         events.days_supply,
         {{ coarse_date('events.end_date', 'anchors.anchor_date') }} as end_date,
-        min(events.source_id) as source_id,
-        count(*) as row_count
+        events.source_id
     from events
     inner join event_tokens
         on
@@ -44,7 +44,6 @@ final as (
     inner join {{ ref('int_persons_anchored') }} as anchors
         on events.person_id = anchors.person_id
     {%- endif %}
-    group by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 
 )
 
