@@ -73,8 +73,14 @@
 
     {%- set columns = [] %}
     {%- set casts = [] %}
+    {#- by the newer name, where a column has two -#}
+    {%- set present = [] %}
+    {%- set absent = [] %}
     {%- for column in source.columns.values() %}
         {%- set given = found.get(column.name) %}
+        {%- do (present if given else absent).append(
+            column.config.meta.get('now', column.name)
+        ) %}
         {%- if given %}
             {%- set value = read_as(given.name, given.type, column.data_type) %}
             {%- if reader.is_csv or not is_free(given.type, column.data_type) %}
@@ -90,6 +96,12 @@
         {%- endif %}
         {%- do columns.append(value ~ ' as ' ~ column.name) %}
     {%- endfor %}
+    {%- set absent = absent | reject('in', present) | unique | list %}
+    {%- if source.source_name == 'omop' and reader and absent %}
+        {%- do log(
+            'table ' ~ source.name ~ ' has no ' ~ absent | join(', ') ~ ': NULL', info=true
+        ) %}
+    {%- endif %}
     {%- do run_query(
         'create or replace view ' ~ source.schema ~ '.' ~ source.identifier
         ~ ' as select ' ~ columns | join(', ')

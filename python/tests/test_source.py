@@ -399,6 +399,27 @@ def test_columns_of_every_cdm_version(read, tmp_path):
     assert read("patient_splits")[0] == [(1, "train")]
 
 
+def test_absent_columns_are_said(project, read, tmp_path):
+    """A column of two names is absent only where both are."""
+    log = project[0] / "logs" / "dbt.log"
+    visit = "visit_occurrence_id,person_id,visit_start_date,{}\n1,1,2020-01-31,8536\n"
+    for name, absent in (
+        ("discharge_to_concept_id", "visit_concept_id, visit_end_date"),
+        (
+            "preceding_visit_occurrence_id",
+            "visit_concept_id, visit_end_date, discharged_to_concept_id",
+        ),
+    ):
+        put(tmp_path, visit_occurrence=visit.format(name))
+        read("visit_occurrence")
+        lines = [
+            line
+            for line in log.read_text().splitlines()
+            if "table visit_occurrence has no" in line
+        ]
+        assert lines[-1].endswith(f"table visit_occurrence has no {absent}: NULL")
+
+
 def test_the_columns_that_are_read_are_columns_of_the_cdm():
     definitions = TABLES / "omop_definitions" / "CDM_v5.4_Field_Level.csv"
     if not definitions.exists():
