@@ -97,9 +97,11 @@
         {%- do columns.append(value ~ ' as ' ~ column.name) %}
     {%- endfor %}
     {%- set absent = absent | reject('in', present) | unique | list %}
-    {%- if source.source_name == 'omop' and reader and absent %}
+    {%- if source.source_name == 'omop' and absent %}
         {%- do log(
-            'table ' ~ source.name ~ ' has no ' ~ absent | join(', ') ~ ': NULL', info=true
+            'table ' ~ source.name ~ ' has no ' ~ absent | join(', ') ~ ': NULL'
+            if reader else 'no table ' ~ source.name ~ ': going on without it',
+            info=true
         ) %}
     {%- endif %}
     {%- do run_query(

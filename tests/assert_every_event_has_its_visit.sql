@@ -1,4 +1,6 @@
--- Every event of the timeline lies in a visit or loose day, and no loose day is empty.
+-- Every event of the timeline lies in a visit or loose day, and no loose day is empty;
+-- in each the events are 1, 2, 3 … Said as the generic test `consecutive` says it, which
+-- would group the events once more.
 {{ config(tags=['encode']) }}
 with
 
@@ -10,7 +12,15 @@ visits as (
 
 event_visits as (
 
-    select distinct person_id, visit_order from {{ ref('events') }}
+    select
+        person_id,
+        visit_order,
+        count(*) as event_count,
+        min(event_order) as first_order,
+        max(event_order) as last_order,
+        sum(event_order) as order_sum
+    from {{ ref('events') }}
+    group by 1, 2
 
 )
 
@@ -26,3 +36,7 @@ full outer join event_visits
 where
     visits.person_id is null
     or (visits.is_loose and event_visits.person_id is null)
+    or event_visits.first_order <> 1
+    or event_visits.last_order <> event_visits.event_count
+    or 2 * event_visits.order_sum
+    <> event_visits.event_count * (1 + event_visits.event_count)

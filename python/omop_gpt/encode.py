@@ -21,7 +21,7 @@ from typing import Any
 from omop_gpt import pack, warehouse
 from omop_gpt.flags import flag
 from omop_gpt.grammar import read_csv, save_language
-from omop_gpt.source import check_contents, source_files, source_tables
+from omop_gpt.source import check_contents, source_files
 from omop_gpt.step import (
     InputError,
     MachineError,
@@ -159,9 +159,6 @@ def encode(config: EncodeConfig) -> Path:
     """Encode `input_folder` into `output_folder`; returns the sequences' folder."""
     started = time.time()
     files = source_files(config.input_folder)
-    for name in source_tables():
-        if name not in files and not config.input_folder.endswith(".duckdb"):
-            log.info("no %s table: going on without it", name)
     root = Path(config.input_folder)
     inputs = files_fingerprint(
         [file for group in files.values() for file in group],

@@ -59,35 +59,12 @@ united as (
 
 ),
 
+-- one order for all, so that rows are sorted once
 ordered as (
 
     select
-        person_id,
-        is_loose,
-        visit_occurrence_id,
-        repetition,
-        visit_concept_id,
-        visit_start_date,
-        visit_end_date,
-        discharged_to_concept_id,
-        row_number() over (
-            partition by person_id
-            order by
-                visit_start_date,
-                is_loose,
-                visit_end_date,
-                visit_concept_id,
-                visit_occurrence_id nulls last,
-                repetition
-        ) as visit_order
-    from united
-
-),
-
-placed as (
-
-    select
         *,
+        row_number() over in_person as visit_order,
         coalesce(
             lag(visit_end_date) over in_person,
             cast({{ dbt.date_trunc('year', 'visit_start_date') }} as date)
@@ -97,8 +74,17 @@ placed as (
         ) }} as previous_days,
         lag(discharged_to_concept_id) over in_person
             as previous_discharged_to_concept_id
-    from ordered
-    window in_person as (partition by person_id order by visit_order)
+    from united
+    window in_person as (
+        partition by person_id
+        order by
+            visit_start_date,
+            is_loose,
+            visit_end_date,
+            visit_concept_id,
+            visit_occurrence_id nulls last,
+            repetition
+    )
 
 ),
 
@@ -118,7 +104,7 @@ measured as (
         -- of the visit before, which is closed where this one opens
         previous_days,
         previous_discharged_to_concept_id
-    from placed
+    from ordered
 
 ){%- if has_before() %},
 

@@ -38,13 +38,19 @@ families as (
 -- a history that is cut starts its later parts with the year and the age of then
 person_years as (
 
-    select person_id, start_year as a_year from persons
-    union
-    select person_id, extract(year from visit_start_date) as a_year from visits
-    union
-    select person_id, extract(year from visit_end_date) as a_year from visits
-    union
-    select person_id, extract(year from event_date) as a_year from events
+    select start_year as a_year, year_of_birth from persons
+    {%- for table, column in [
+        ('visits', 'visit_start_date'),
+        ('visits', 'visit_end_date'),
+        ('events', 'event_date'),
+    ] %}
+        union
+        select
+            extract(year from {{ table }}.{{ column }}) as a_year,
+            persons.year_of_birth
+        from {{ table }}
+        inner join persons on {{ table }}.person_id = persons.person_id
+    {%- endfor %}
 
 ),
 
@@ -56,9 +62,7 @@ meanings as (
         cast(null as bigint) as concept_id
     from person_years
     union
-    select 'age', person_years.a_year - persons.year_of_birth, null
-    from person_years
-    inner join persons on person_years.person_id = persons.person_id
+    select 'age', a_year - year_of_birth, null from person_years
     union
     select 'gender', null, gender_concept_id from persons
     union
