@@ -1,6 +1,6 @@
--- Every event of the timeline lies in a visit or loose day, and no loose day is empty;
--- in each the events are 1, 2, 3 … Said as the generic test `consecutive` says it, which
--- would group the events once more.
+-- Every event of the timeline lies in a visit or loose day, and no loose day is empty.
+-- In each the events are 1, 2, 3 …, said as the generic test `consecutive` says it,
+-- which would group the events once more.
 {{ config(tags=['encode']) }}
 with
 
