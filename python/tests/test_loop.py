@@ -204,16 +204,8 @@ def test_encode_killed_and_run_again_gives_the_same_bytes(loop, tmp_path, moment
     kill_when(command, (output / ".encode.partial" / moment).exists)
     assert not (output / "patient_sequence").exists()
     go_on(command)
-    assert content(output / "timeline") == content(loop / "timeline")
-    # Spark lists the encodings of a column in any order in a footer: compare the rows
-    ours, theirs = (
-        {
-            file.relative_to(folder): pq.read_table(file)
-            for file in folder.glob("**/*.parquet")
-        }
-        for folder in (output / "patient_sequence", loop / "patient_sequence")
-    )
-    assert ours == theirs
+    for part in ("timeline", "patient_sequence"):
+        assert content(output / part) == content(loop / part)
 
 
 def test_train_killed_and_run_again_gives_the_same_weights(loop, tmp_path):
