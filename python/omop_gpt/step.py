@@ -143,7 +143,8 @@ def folder_fingerprint(folder: str | Path, pattern: str = "**/*.parquet") -> str
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, as far as it is installed."""
     names = (
-        "omop-gpt duckdb dbt-core dbt-duckdb pyspark torch transformers pyarrow numpy"
+        "omop-gpt duckdb dbt-core dbt-adapters dbt-duckdb pyspark torch transformers "
+        "pyarrow numpy"
     )
     found = {"python": platform.python_version()}
     for name in names.split():

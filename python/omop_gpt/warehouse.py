@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omop_gpt.step import InputError, told_plainly
+from omop_gpt.step import InputError, told_plainly, versions
 
 CACHED = 20  # parsed projects that the user's cache keeps, of some megabytes each
 
@@ -35,23 +35,21 @@ def parsed_project(variables: Mapping[str, Any], warehouse: Path) -> Path:
     Parsing takes dbt longer than the models of a small source. It does not depend on
     where folders are, but on whether they are given.
     """
-    from dbt.version import __version__
-
     folder = project_folder()
-    files = [folder / "dbt_project.yml", folder / "selectors.yml"]
+    files = [*folder.glob("*.yml")]
     for name in ("models", "macros", "seeds", "tests"):
-        files += sorted(file for file in (folder / name).rglob("*") if file.is_file())
-    project = hashlib.sha256(f"{__version__} {folder}".encode())
-    for file in files:
-        project.update(str(file).encode() + file.read_bytes())
+        files += (file for file in (folder / name).rglob("*") if file.is_file())
     options = {
         name: bool(value) if name.endswith(("_folder", "_warehouse")) else value
         for name, value in variables.items()
     }
-    asked = json.dumps([warehouse.stem, options], sort_keys=True).encode()
+    # what was parsed holds the macros of dbt and its adapter, too
+    asked = [versions(), warehouse.stem, options]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+    for file in sorted(files):
+        digest.update(str(file).encode() + file.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    project.update(asked)
-    return cache / "omop-gpt" / f"{project.hexdigest()[:32]}.msgpack"
+    return cache / "omop-gpt" / f"{digest.hexdigest()[:32]}.msgpack"
 
 
 def keep_parsed(made: Path, parsed: Path) -> None:
