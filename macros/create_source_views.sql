@@ -73,14 +73,8 @@
 
     {%- set columns = [] %}
     {%- set casts = [] %}
-    {#- by the newer name, where a column has two -#}
-    {%- set present = [] %}
-    {%- set absent = [] %}
     {%- for column in source.columns.values() %}
         {%- set given = found.get(column.name) %}
-        {%- do (present if given else absent).append(
-            column.config.meta.get('now', column.name)
-        ) %}
         {%- if given %}
             {%- set value = read_as(given.name, given.type, column.data_type) %}
             {%- if reader.is_csv or not is_free(given.type, column.data_type) %}
@@ -96,13 +90,8 @@
         {%- endif %}
         {%- do columns.append(value ~ ' as ' ~ column.name) %}
     {%- endfor %}
-    {%- set absent = absent | reject('in', present) | unique | list %}
-    {%- if source.source_name == 'omop' and absent %}
-        {%- do log(
-            'table ' ~ source.name ~ ' has no ' ~ absent | join(', ') ~ ': NULL'
-            if reader else 'no table ' ~ source.name ~ ': going on without it',
-            info=true
-        ) %}
+    {%- if source.source_name == 'omop' %}
+        {%- do say_absent(source, found if reader else none) %}
     {%- endif %}
     {%- do run_query(
         'create or replace view ' ~ source.schema ~ '.' ~ source.identifier
@@ -122,6 +111,26 @@
     {%- endif %}
     {%- if source.source_name == 'omop' and casts %}
         {%- do count_casts(source.name, reader, casts) %}
+    {%- endif %}
+{% endmacro %}
+
+{#- Say which columns of a table are not among those `found`; none: there is no table. -#}
+{% macro say_absent(source, found) %}
+    {#- by the newer name, where a column has two -#}
+    {%- set present = [] %}
+    {%- set absent = [] %}
+    {%- for column in source.columns.values() %}
+        {%- do (present if column.name in (found or {}) else absent).append(
+            column.config.meta.get('now', column.name)
+        ) %}
+    {%- endfor %}
+    {%- set absent = absent | reject('in', present) | unique | list %}
+    {%- if found is none %}
+        {%- do log('no table ' ~ source.name ~ ': going on without it', info=true) %}
+    {%- elif absent %}
+        {%- do log(
+            'table ' ~ source.name ~ ' has no ' ~ absent | join(', ') ~ ': NULL', info=true
+        ) %}
     {%- endif %}
 {% endmacro %}
 

@@ -90,6 +90,7 @@
             }}) %}
         {%- endfor %}
     {%- endif %}
+    {%- do say_absent(source, found if relation else none) %}
 
     {%- set columns = [] %}
     {%- set casts = [] %}

@@ -81,10 +81,11 @@ class EncodeOptions:
                 raise InputError(
                     f"--start_date {self.start_date} is not a date: write 1985-01-01."
                 ) from None
+        tables = event_tables() if self.domain_table_list else []
         for name in self.domain_table_list:
-            if name not in event_tables():
+            if name not in tables:
                 raise InputError(
-                    f"--domain_table_list {name}: one of {', '.join(event_tables())}."
+                    f"--domain_table_list {name}: one of {', '.join(tables)}."
                 )
         for name, known in (("concept_zero", CONCEPT_ZERO), ("att_type", TIME_SCHEMES)):
             if getattr(self, name) not in known:

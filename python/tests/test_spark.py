@@ -120,7 +120,9 @@ def test_spark_and_duckdb_write_the_same(source, tmp_path):
     on_duckdb = start(encode, tmp_path, "duckdb.log")
     done = {"duckdb": on_duckdb.wait(), "spark": on_spark.wait()}
     for name, code in done.items():
-        assert code == 0, (tmp_path / f"{name}.log").read_text()[-2000:]
+        log = (tmp_path / f"{name}.log").read_text()
+        assert code == 0, log[-2000:]
+        assert "table observation has no unit_concept_id: NULL" in log
 
     pairs = {
         "sequences": (sequences_of(tmp_path / "duckdb"), sequences_of(tmp_path)),
