@@ -31,9 +31,9 @@ def measure(
 ) -> dict[str, float]:
     """Run a command; return its seconds, and peak GB and CPU seconds of its tree.
 
-    Memory is the sum over its processes, pages that they share counted once, sampled
-    five times a second. Raises CalledProcessError where the command fails; what it
-    prints is in `log`.
+    Memory is the sum over its processes, sampled once a second; pages that small ones
+    share are counted once (asking it of a large one would hold it up). Raises
+    CalledProcessError where the command fails; what it prints is in `log`.
     """
     started = time.time()
     peak, cpu = 0, {}
@@ -50,13 +50,17 @@ def measure(
             for pid in tree(process.pid):
                 try:
                     stat = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1]
-                    sizes = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+                    size = pages * os.sysconf("SC_PAGE_SIZE")
+                    if size < 5e8:
+                        sizes = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                        size = 1024 * int(re.search(r"Pss: +(\d+)", sizes)[1])
                 except OSError:  # it has ended
                     continue
-                resident += 1024 * int(re.search(r"Pss: +(\d+)", sizes)[1])
+                resident += size
                 cpu[pid] = sum(map(int, stat.split()[11:13])) / tick
             peak = max(peak, resident)
-            time.sleep(0.2)
+            time.sleep(1)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     return {
