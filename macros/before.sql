@@ -33,6 +33,13 @@
     {%- endif -%}
 {%- endmacro %}
 
+{#- The files of a table of the earlier timeline. -#}
+{% macro before_file(name) -%}
+    read_parquet('
+    {{- dbt.escape_single_quotes(var('before_warehouse').rsplit('/', 1)[0]) -}}
+    /timeline/{{ name }}/*.parquet')
+{%- endmacro %}
+
 {#- A table of the earlier encode, its event tokens numbered as they are now. -#}
 {% macro before_renumbered(model_name) -%}
     select earlier.* replace (event_tokens.token_order as token_order)

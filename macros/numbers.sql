@@ -8,11 +8,6 @@
     )
 {%- endmacro %}
 
-{#- The value, 0 to 15, of one hexadecimal digit of a text. -#}
-{% macro hex_digit(text, position) -%}
-    {{ dbt.position('substr(' ~ text ~ ', ' ~ position ~ ', 1)', "'0123456789abcdef'") }} - 1
-{%- endmacro %}
-
 {#-
     A share of 1, from 0 on and below 1, that depends on var value_salt and the values of
     some columns alone: the first eight hexadecimal digits of a hash.

@@ -1,27 +1,20 @@
 {#-
-    Runs of adjoining tokens, as int_tokens_placed has them: a row of thirteen places,
-    the widest an event with a move before it, all of its values, and an end. Sorting
-    such rows is three times as fast as sorting arrays, and five times as rows of tokens.
+    The tokens of a step of a history, as int_tokens_placed has them: a row of 21 places,
+    filled or NULL, since the steps are in order and no token of one needs a row of its own.
 -#}
 {% macro run_places() %}
     {%- set places = [] %}
-    {%- for place in range(1, 14) %}
+    {%- for place in range(1, 22) %}
         {%- do places.append('token_' ~ place) %}
     {%- endfor %}
     {{- return(places) }}
 {% endmacro %}
 
-{#- The columns of a run from expressions of token ids; the places after them are NULL. -#}
+{#- The columns of a run from expressions of token ids, one for each place. -#}
 {% macro run(token_ids) -%}
     {%- for place in run_places() %}
-        {{ token_ids[loop.index0] if loop.index <= token_ids | length else 'cast(null as int)' }}
-            as {{ place }}{{ ',' if not loop.last }}
+        {{ token_ids[loop.index0] }} as {{ place }}{{ ',' if not loop.last }}
     {%- endfor %}
-{%- endmacro %}
-
-{#- The tokens of a run: what is filled of its places. -#}
-{% macro run_tokens() -%}
-    {{ array_of(run_places()) }}
 {%- endmacro %}
 
 {#-
@@ -41,41 +34,7 @@
     ]) }}
 {% endmacro %}
 
-{#- How many places of a run are filled. -#}
-{% macro run_length() -%}
-    {%- for place in run_places() %}
-        case when {{ place }} is null then 0 else 1 end{{ ' +' if not loop.last }}
-    {%- endfor %}
-{%- endmacro %}
-
-{#- A split as a small number, and back: rows that are sorted carry it at a byte. -#}
-{% macro split_order(split) -%}
-    cast(case {{ split }}
-        {%- for name in splits() %} when '{{ name }}' then {{ loop.index }}{% endfor %}
-    end as tinyint)
-{%- endmacro %}
-
-{% macro split_of(split_order) -%}
-    case {{ split_order }}
-        {%- for name in splits() %} when {{ loop.index }} then '{{ name }}'{% endfor %}
-    end
-{%- endmacro %}
-
-{% macro splits() %}
-    {{- return(['train', 'validation', 'holdout', 'reserve']) }}
-{% endmacro %}
-
-{#-
-    An aggregate of all rows up to each row of int_tokens_placed as it is sorted. DuckDB
-    leaves the rows where they are, which spares a second sort, and goes on from person
-    to person; elsewhere it starts anew with each.
--#}
-{% macro running(aggregate) -%}
-    {%- if target.type == 'duckdb' -%}
-        {{ aggregate }} over (rows between unbounded preceding and current row)
-    {%- else -%}
-        {{ aggregate }} over (
-            partition by person_id order by visit_order, event_order
-        )
-    {%- endif -%}
+{#- The tokens of a run: what is filled of its places. -#}
+{% macro run_tokens() -%}
+    {{ array_of(run_places()) }}
 {%- endmacro %}

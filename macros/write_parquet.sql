@@ -1,20 +1,25 @@
 {#-
-    Copy the table or view that was just built to <folder>/<table>/part-*.parquet, in the
-    order of config `meta: {order_by: [...]}`, else in its own. With a column `part` it
-    becomes one file per part of int_persons_started, without that column. The folder must
-    be there; no folder: nothing is written.
+    Copy the view or table that was just built to <folder>/<table>/part-*.parquet, in its
+    own order or that of config `meta: {order_by: [...]}`. With a column `part` it becomes
+    one file per part of int_persons_started, without that column. The folder must be
+    there; no folder: nothing is written. With `read_back` a view reads the files from
+    then on: its rows are kept once, and not for the length of the run alone. They are
+    steps of histories, in order unless some are taken over from an earlier encode.
 -#}
-{% macro write_parquet(folder) %}
-    {{ return(adapter.dispatch('write_parquet', 'omop_gpt')(folder)) }}
+{% macro write_parquet(folder, read_back=false) %}
+    {{ return(adapter.dispatch('write_parquet', 'omop_gpt')(folder, read_back)) }}
 {% endmacro %}
 
-{% macro default__write_parquet(folder) %}{% endmacro %}
+{% macro default__write_parquet(folder, read_back) %}{% endmacro %}
 
-{% macro duckdb__write_parquet(folder) %}
+{% macro duckdb__write_parquet(folder, read_back) %}
     {%- if execute and folder %}
         {%- set order_by = model.config.get('meta', {}).get('order_by', []) | join(', ') %}
-        {%- set order_by = ' order by ' ~ order_by if order_by else '' %}
+        {%- if read_back and not has_before() %}
+            {%- set order_by = '' %}
+        {%- endif %}
         {%- set table_folder = empty_folder(folder) %}
+        {%- set order_by = ' order by ' ~ order_by if order_by else '' %}
         {%- if has_parts() %}
             {%- for part in parts_of(ref('int_persons_started')) %}
                 {%- do copy_to_part(
@@ -27,12 +32,30 @@
         {%- else %}
             {%- do copy_to_part('select * from ' ~ this ~ order_by, table_folder) %}
         {%- endif %}
+        {%- if read_back %}
+            {%- do read_files(table_folder) %}
+        {%- endif %}
     {%- endif %}
 {% endmacro %}
 
 {% macro has_parts() %}
     {%- set columns = adapter.get_columns_in_relation(this) | map(attribute='name') | list %}
     {{- return('part' in columns) }}
+{% endmacro %}
+
+{% macro copy_to_part(query, table_folder, part=0) %}
+    {%- do run_query(
+        'copy (' ~ query ~ ") to '" ~ table_folder ~ '/part-' ~ '%02d' | format(part)
+        ~ ".parquet' (format parquet, compression zstd)"
+    ) %}
+{% endmacro %}
+
+{#- Make the view that was just built one of the files in its folder. -#}
+{% macro read_files(table_folder) %}
+    {%- do run_query(
+        'create or replace view ' ~ this ~ " as select * from read_parquet('"
+        ~ table_folder ~ "/*.parquet')"
+    ) %}
 {% endmacro %}
 
 {% macro parts_of(relation) %}
@@ -43,9 +66,9 @@
 {% endmacro %}
 
 {#-
-    Copy the timeline's tokens to <folder>/tokens/part-*.parquet, one file per part, in
-    the order that int_tokens_placed lies in. Names of tokens come from variables: a join
-    would lose the order, and sorting again costs twice as much as writing.
+    Write the timeline's tokens to <folder>/tokens/part-*.parquet, one file per part of
+    int_persons_checked: each person is whole in one file. Python numbers and names the
+    tokens and writes the files: see omop_gpt.plugin.
 -#}
 {% macro write_tokens(folder) %}
     {{ return(adapter.dispatch('write_tokens', 'omop_gpt')(folder)) }}
@@ -55,32 +78,67 @@
 
 {% macro duckdb__write_tokens(folder) %}
     {%- if execute and folder %}
-        {%- for column in ['token', 'kind'] %}
-            {%- do run_query(
-                'set variable ' ~ column ~ '_of = (select list(' ~ column
-                ~ ' order by token_id) from ' ~ ref('int_vocabulary') ~ ')'
-            ) %}
-        {%- endfor %}
         {%- set table_folder = empty_folder(folder) %}
-        {%- for part in parts_of(ref('int_tokens_placed')) %}
-            {%- set runs %}
-                select person_id, split, first_position, {{ run_tokens() }} as token_ids
-                from {{ ref('int_tokens_placed') }}
-                where part = {{ part }}
-            {%- endset %}
-            {%- do copy_to_part(
-                'select person_id, split,'
-                ~ ' cast(first_position + position - 1 as int) as position, token_id,'
-                ~ " getvariable('token_of')[token_id + 1] as token,"
-                ~ " getvariable('kind_of')[token_id + 1] as kind from ("
-                ~ unnest_tokens(
-                    '(' ~ runs ~ ')', ['person_id', 'split', 'first_position'], 'token_ids'
-                ) ~ ')',
-                table_folder,
-                part
-            ) %}
+        {%- set queries = {} %}
+        {%- for part in parts_of(ref('int_persons_started')) %}
+            {%- do queries.update({
+                'part-' ~ '%02d' | format(part): tokens_of_part(part)
+            }) %}
         {%- endfor %}
+        {%- set of_vocabulary = ' from ' ~ ref('int_vocabulary') ~ ' order by token_id' %}
+        {%- do adapter.store_relation('plugin', this, [], table_folder, 'parquet', {
+            'queries': queries,
+            'names': {
+                'split': "select unnest(['" ~ splits() | join("', '") ~ "']) as name",
+                'token': 'select token as name' ~ of_vocabulary,
+                'kind': 'select kind as name' ~ of_vocabulary,
+            },
+        }) %}
+        {%- do read_files(table_folder) %}
     {%- endif %}
+{% endmacro %}
+
+{#- The tokens of a part: what is filled of the places of its steps. -#}
+{% macro tokens_of_part(part) %}
+    select person_id, place, split_order, token_id
+    from (
+        select
+            person_id,
+            split_order,
+            32 * step_order + unnest(range({{ run_places() | length }})) as place,
+            unnest([{{ run_places() | join(', ') }}]) as token_id
+        from (
+            select *, {{ split_order('split') }} as split_order
+            from {{ ref('int_tokens_placed') }}
+            where part = {{ part }}
+        )
+    )
+    where token_id is not null
+    {%- if has_before() %}
+    union all
+    select
+        earlier.person_id,
+        earlier.position as place,
+        {{ split_order('earlier.split') }} as split_order,
+        earlier.token_id
+    from {{ before_file('tokens') }} as earlier
+    inner join {{ ref('int_persons_kept') }} as kept
+        on earlier.person_id = kept.person_id
+    inner join {{ ref('int_persons_started') }} as persons
+        on earlier.person_id = persons.person_id
+    where persons.part = {{ part }}
+    {%- endif %}
+{% endmacro %}
+
+{#- The place of a split among splits(). -#}
+{% macro split_order(split) -%}
+    cast(case {{ split }}
+        {%- for name in splits() %} when '{{ name }}' then {{ loop.index0 }}{% endfor %}
+    end as tinyint)
+{%- endmacro %}
+
+{% macro splits() %}
+    {{- return(['train', 'validation', 'holdout', 'reserve']) }}
 {% endmacro %}
 
 {#- Make the folder of the table that was just built, with an empty part-00, and name it. -#}
@@ -94,11 +152,4 @@
         ~ " filename_pattern 'part-0')"
     ) %}
     {{- return(table_folder) }}
-{% endmacro %}
-
-{% macro copy_to_part(query, table_folder, part=0) %}
-    {%- do run_query(
-        'copy (' ~ query ~ ") to '" ~ table_folder ~ '/part-' ~ '%02d' | format(part)
-        ~ ".parquet' (format parquet, compression zstd)"
-    ) %}
 {% endmacro %}

@@ -26,6 +26,7 @@ from omop_gpt.step import (
     InputError,
     MachineError,
     alone_in,
+    cache_folder,
     files_fingerprint,
     manifest_of,
     whole_folder,
@@ -107,6 +108,9 @@ def event_tables() -> list[str]:
     seed = warehouse.project_folder() / "seeds" / "grammar" / "event_tables.csv"
     return [row["source_table"] for row in read_csv(seed)]
 
+
+# bytes that a source's rows take on the way, for each of a file of its kind
+IN_MEMORY = {".parquet": 8, ".duckdb": 4, ".gz": 8}
 
 FIELD_OF_FLAG = {
     "include_inpatient_hour_token": "hour",
@@ -200,7 +204,9 @@ def encode(config: EncodeConfig) -> Path:
         database = partial / "warehouse.duckdb"
         try:
             # Spark takes as long to start as dbt takes for a small source: side by side
-            with pack.spark_in_background(config.cores, spark_memory) as spark:
+            with pack.BackgroundSpark(
+                config.cores, spark_memory, cache_folder()
+            ) as spark:
                 warehouse.build(
                     "encode",
                     variables={
@@ -213,26 +219,30 @@ def encode(config: EncodeConfig) -> Path:
                     work_folder=work_folder,
                     cores=config.cores,
                     memory=duckdb_memory,
+                    scratch=scratch_file(files, duckdb_memory, partial),
                 )
-                facts, counts = measure(database)
                 with whole_folder(partial / "patient_sequence") as folder:
-                    pack.pack(str(timeline.resolve()), str(folder.resolve()), spark())
+                    pack.pack(
+                        str(timeline.resolve()), str(folder.resolve()), spark.session()
+                    )
+                    spark.stop()
+                    facts, counts = measure(database, folder)
                     save_language(
                         folder / "vocabulary",
                         grammar=warehouse.project_folder() / "seeds" / "grammar",
                         timeline=timeline,
                         facts=facts,
                     )
-            for folder in (timeline, partial / "patient_sequence"):
-                write_manifest(
-                    folder,
-                    step="encode",
-                    settings=settings,
-                    inputs=inputs,
-                    started=started,
-                    result=counts,
-                )
-            publish(partial, output)
+                for folder in (timeline, partial / "patient_sequence"):
+                    write_manifest(
+                        folder,
+                        step="encode",
+                        settings=settings,
+                        inputs=inputs,
+                        started=started,
+                        result=counts,
+                    )
+                publish(partial, output)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
             if isinstance(error, RuntimeError):
@@ -260,60 +270,82 @@ def share_memory(memory: str) -> tuple[str, str]:
     return f"{megabytes - spark}MiB", f"{spark}m"
 
 
-def measure(database: Path) -> tuple[dict, dict]:
+def scratch_file(
+    files: Mapping[str, list[Path]], memory: str, folder: Path
+) -> Path | None:
+    """Where rows on the way lie: a file in `folder`, or memory (None) if they fit."""
+    needed = sum(
+        file.stat().st_size * IN_MEMORY.get(file.suffix.lower(), 1)
+        for name, group in files.items()
+        if not name.startswith("concept")
+        for file in group
+    )
+    fits = needed <= int(memory.removesuffix("MiB")) * 2**20
+    return None if fits else folder / "scratch.duckdb"
+
+
+def measure(database: Path, sequences: Path) -> tuple[dict, dict]:
     """Facts that sampling must know of the training split, and counts of the run."""
     import duckdb
 
     with duckdb.connect(str(database), read_only=True) as con:
-        con.execute("set schema = 'encode_steps'")
         # an end is where an event ends, or a supply runs out: after any visit, maybe
-        first, last, last_end = con.execute(
+        first, last, last_end, visits, events = con.execute(
             """
+            with train as (
+                select person_id, death_date from timeline.persons
+                where split = 'train'
+            ), visits as (
+                select
+                    min(least(visit_start_date, visit_end_date)) as first_date,
+                    max(greatest(visit_start_date, visit_end_date)) as last_date
+                from timeline.visits
+                where person_id in (select person_id from train)
+            ), events as (
+                select
+                    min(event_date) as first_date,
+                    max(event_date) as last_date,
+                    max(greatest(end_date, event_date + days_supply - 1)) as last_end
+                from timeline.events
+                where person_id in (select person_id from train)
+            ), deaths as (
+                select min(death_date) as first_date, max(death_date) as last_date
+                from train
+            )
             select
-                min(a_date) filter (not is_end),
-                max(a_date) filter (not is_end),
-                max(a_date)
-            from (
-                select person_id, visit_start_date as a_date, false as is_end
-                from int_visits_ordered
-                union all
-                select person_id, visit_end_date, false from int_visits_ordered
-                union all
-                select person_id, event_date, false from int_events_ordered
-                union all
-                select person_id, death_date, false from int_persons_started
-                union all
-                select person_id, end_date, true from int_events_ordered
-                union all
-                select person_id, event_date + days_supply - 1, true
-                from int_events_ordered
-            )
-            where person_id in (
-                select person_id from int_persons_started where split = 'train'
-            )
+                least(visits.first_date, events.first_date, deaths.first_date),
+                greatest(visits.last_date, events.last_date, deaths.last_date),
+                greatest(
+                    visits.last_date,
+                    events.last_date,
+                    deaths.last_date,
+                    events.last_end
+                ),
+                (select count(*) from timeline.visits),
+                (select count(*) from timeline.events)
+            from visits, events, deaths
             """
         ).fetchone()
         persons = dict(
             con.execute(
-                "select split, count(*) from int_persons_started group by 1"
+                "select split, count(*) from timeline.persons group by 1"
             ).fetchall()
         )
-        longest, token_count = con.execute(
-            """
-            select max(last_position) filter (split = 'train'), sum(last_position)
-            from (
-                select split, max(first_position + token_count - 1) as last_position
-                from int_tokens_placed
-                group by split, person_id
-            )
-            """
+        longest, tokens = con.execute(
+            "select max(token_count) filter (split = 'train'), sum(token_count) from ("
+            " select token_count, parse_filename(parse_dirpath(filename)) as split"
+            " from read_parquet(? || '/*/part-*.parquet', filename = true))",
+            [str(sequences)],
         ).fetchone()
-        rows = {"persons": sum(persons.values()), "tokens": int(token_count or 0)}
-        for name in ("visits", "events"):
-            (rows[name],) = con.execute(
-                f"select count(*) from int_{name}_ordered"
-            ).fetchone()
-        (kept,) = con.execute("select count(*) from int_persons_kept").fetchone()
+        rows = {
+            "persons": sum(persons.values()),
+            "visits": visits,
+            "events": events,
+            "tokens": int(tokens or 0),
+        }
+        (kept,) = con.execute(
+            "select count(*) from encode_steps.int_persons_kept"
+        ).fetchone()
         drift = con.execute(
             "select event_token, field, drift from ledger.bin_drift "
             "order by drift desc, event_token, field limit 1"
@@ -341,7 +373,7 @@ def measure(database: Path) -> tuple[dict, dict]:
 
 
 def publish(partial: Path, output: Path) -> None:
-    """Move what was made beside into place."""
+    """Move what was made beside into place, and let the warehouse read it there."""
     for name in ("warehouse.duckdb", "timeline", "patient_sequence"):
         target = output / name
         if target.is_dir():
@@ -350,3 +382,19 @@ def publish(partial: Path, output: Path) -> None:
             target.unlink()
         (partial / name).rename(target)
     shutil.rmtree(partial)
+    read_files_of(output, partial)
+
+
+def read_files_of(output: Path, place: Path) -> None:
+    """Turn the timeline's views of files in `place` to those in `output`."""
+    import duckdb
+
+    with duckdb.connect(str(output / "warehouse.duckdb")) as con:
+        views = con.execute(
+            "select sql from duckdb_views() where schema_name = 'timeline' "
+            "and contains(sql, ?)",
+            [str(place)],
+        ).fetchall()
+        for (sql,) in views:
+            view = sql.replace(str(place), str(output))
+            con.execute(view.replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1))

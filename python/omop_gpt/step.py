@@ -140,6 +140,12 @@ def folder_fingerprint(folder: str | Path, pattern: str = "**/*.parquet") -> str
     )
 
 
+def cache_folder() -> Path:
+    """Where the user keeps what can be made again: no data."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "omop-gpt"
+
+
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, as far as it is installed."""
     names = (

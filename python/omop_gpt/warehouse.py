@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omop_gpt.step import InputError, told_plainly, versions
+from omop_gpt.step import InputError, cache_folder, told_plainly, versions
 
 CACHED = 20  # parsed projects that the user's cache keeps, of some megabytes each
 
@@ -48,8 +48,7 @@ def parsed_project(variables: Mapping[str, Any], warehouse: Path) -> Path:
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     for file in sorted(files):
         digest.update(str(file).encode() + file.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "omop-gpt" / f"{digest.hexdigest()[:32]}.msgpack"
+    return cache_folder() / f"{digest.hexdigest()[:32]}.msgpack"
 
 
 def keep_parsed(made: Path, parsed: Path) -> None:
@@ -72,8 +71,11 @@ def build(
     work_folder: Path,
     cores: int,
     memory: str,
+    scratch: Path | None = None,
 ) -> None:
     """Run `dbt build --selector <selector>` on a DuckDB warehouse.
+
+    Rows on the way are in the file `scratch`; None: in memory.
 
     Raises InputError where the data cannot be read as the model needs it, MachineError
     where disk or memory end, else RuntimeError, with the model, the test and what it
@@ -88,6 +90,7 @@ def build(
             "OMOP_GPT_TARGET": "duckdb",
             "OMOP_GPT_WAREHOUSE": str(warehouse),
             "OMOP_GPT_SPILL": str(work_folder / "spill"),
+            "OMOP_GPT_SCRATCH": str(scratch or ":memory:"),
             "OMOP_GPT_CORES": str(cores),
             # small models and tests run beside a large one
             "OMOP_GPT_DBT_THREADS": str(min(cores, 4)),
@@ -108,6 +111,8 @@ def build(
     with suppress(Exception):  # not there, or damaged: dbt parses the project again
         manifest = Manifest.from_msgpack(parsed.read_bytes())
         manifest.build_flat_graph()
+    if manifest is not None:
+        arguments += ["--no-write-json"]  # what it parsed need not be kept again
     try:
         outcome = dbtRunner(manifest=manifest).invoke(arguments)
     finally:

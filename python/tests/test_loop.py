@@ -373,28 +373,53 @@ def dbt(loop: Path, warehouse: Path, *argv: str) -> None:
             "--log-path", str(warehouse.parent / "logs"),
             "--vars", json.dumps(variables),
         ],
-        env=os.environ | {"OMOP_GPT_WAREHOUSE": str(warehouse)},
+        # steps of this process leave their own in the environment
+        env={k: v for k, v in os.environ.items() if not k.startswith("OMOP_GPT_")}
+        | {"OMOP_GPT_WAREHOUSE": str(warehouse)},
         capture_output=True,
         text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-def test_dbts_unit_tests_pass(loop, tmp_path):
-    warehouse = tmp_path / "warehouse.duckdb"
-    shutil.copy(loop / "warehouse.duckdb", warehouse)
-    # partial parsing would keep old seeds
-    dbt(loop, warehouse, "--no-partial-parse", "test", "--select", "test_type:unit")
-
-
-def test_the_dbt_half_works_alone(loop, tmp_path):
-    warehouse = tmp_path / "warehouse.duckdb"
+@pytest.fixture(scope="module")
+def alone(loop, tmp_path_factory) -> Path:
+    """The warehouse of the dbt half alone, in one command after the other."""
+    warehouse = tmp_path_factory.mktemp("alone") / "warehouse.duckdb"
     dbt(loop, warehouse, "seed")
     dbt(loop, warehouse, "run", "--selector", "encode")
-    with duckdb.connect(str(warehouse), read_only=True) as con:
-        alone = con.execute("select count(*) from timeline.tokens").fetchone()
+    dbt(loop, warehouse, "run", "--selector", "decode")
+    return warehouse
+
+
+def test_dbts_unit_tests_pass(loop, alone):
+    # partial parsing would keep old seeds
+    dbt(loop, alone, "--no-partial-parse", "test", "--select", "test_type:unit")
+
+
+def test_the_dbt_half_works_alone(loop, alone):
+    tables = ("persons", "visits", "events", "tokens", "vocabulary")
+    with duckdb.connect(str(alone), read_only=True) as con:
+        con.execute(f"attach '{loop / 'warehouse.duckdb'}' as run (read_only)")
+        for table in tables:
+            rows = f"from timeline.{table}", f"from run.timeline.{table}"
+            for some, others in (rows, rows[::-1]):
+                assert not con.sql(f"({some}) except all ({others})").fetchall(), table
+            assert con.sql(rows[0]).limit(1).fetchall()
+
+
+def test_the_timeline_is_read_where_it_lies(loop):
     with duckdb.connect(str(loop / "warehouse.duckdb"), read_only=True) as con:
-        assert con.execute("select count(*) from timeline.tokens").fetchone() == alone
+        for table in ("visits", "events", "tokens"):
+            files = f"from read_parquet('{loop}/timeline/{table}/*.parquet')"
+            (count,) = con.execute(f"select count(*) from timeline.{table}").fetchone()
+            assert con.execute(f"select count(*) {files}").fetchone() == (count,)
+            (sql,) = con.execute(
+                "select sql from duckdb_views() where schema_name = 'timeline' "
+                "and view_name = ?",
+                [table],
+            ).fetchone()
+            assert str(loop / "timeline" / table) in sql
 
 
 def shared_data() -> Path:

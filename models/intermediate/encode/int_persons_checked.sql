@@ -1,5 +1,5 @@
 -- One row per row of the source's person table: the first row of each person_id is
--- encoded, the others have a reason. Its hash chooses the split and the file.
+-- encoded, the others have a reason. A hash of the id chooses the split.
 with
 
 source_persons as (
@@ -57,6 +57,7 @@ counted as (
 
     select
         count(distinct person_id) as person_count,
+        count(*) as row_count,
         (select count(*) from own_splits) as own_count
     from source_persons
 
@@ -79,20 +80,23 @@ checked as (
             when substr(numbered.person_hash, 1, 8) < 'e6666666' then 'holdout'
             else 'reserve'
         end as split,
-        -- two other digits choose the file: 2 files, and more from 20,000 persons each
+        -- files hold ranges of ids: all that is written then has one order, by person
         cast(
-            (
-                16 * ({{ hex_digit('numbered.person_hash', 9) }})
-                + {{ hex_digit('numbered.person_hash', 10) }}
-            )
-            % case
-                when counted.person_count <= 40000 then 2
-                when counted.person_count <= 80000 then 4
-                when counted.person_count <= 160000 then 8
-                when counted.person_count <= 320000 then 16
-                when counted.person_count <= 640000 then 32
-                else 64
-            end as int
+            floor(
+                (
+                    row_number() over (
+                        order by numbered.person_id, numbered.repetition
+                    ) - 1
+                )
+                * case
+                    when counted.person_count <= 40000 then 2
+                    when counted.person_count <= 160000 then 4
+                    when counted.person_count <= 320000 then 8
+                    when counted.person_count <= 640000 then 16
+                    else 32
+                end
+                / counted.row_count
+            ) as int
         ) as part,
         case
             when numbered.person_id is null then 'no_person_id'

@@ -1,5 +1,5 @@
--- One row per person that is encoded: the year that its sequence starts in, its age
--- then, and the days from its last visit (or 1 January of that year) to its death.
+-- One row per person that is encoded: the year that its sequence starts in, and its age
+-- then.
 with
 
 persons as (
@@ -23,20 +23,12 @@ deaths as (
 
 ),
 
-visits as (
+-- of the first visit or loose day
+first_visits as (
 
-    select * from {{ ref('int_visits_ordered') }}
-
-),
-
-visit_spans as (
-
-    select
-        person_id,
-        max(visit_order) as visit_count,
-        min(visit_start_date) as first_start_date
-    from visits
-    group by 1
+    select person_id, visit_start_date
+    from {{ ref('int_visits_ordered') }}
+    where visit_order = 1
 
 ),
 
@@ -51,25 +43,16 @@ started as (
         persons.split,
         persons.part,
         deaths.death_date,
-        coalesce(visit_spans.visit_count, 0) as visit_count,
         cast(
             coalesce(
-                extract(year from visit_spans.first_start_date),
+                extract(year from first_visits.visit_start_date),
                 extract(year from deaths.death_date),
                 persons.year_of_birth
             ) as int
-        ) as start_year,
-        coalesce(
-            last_visits.visit_end_date,
-            cast({{ dbt.date_trunc('year', 'deaths.death_date') }} as date)
-        ) as cursor_date
+        ) as start_year
     from persons
     left join deaths on persons.person_id = deaths.person_id
-    left join visit_spans on persons.person_id = visit_spans.person_id
-    left join visits as last_visits
-        on
-            visit_spans.person_id = last_visits.person_id
-            and visit_spans.visit_count = last_visits.visit_order
+    left join first_visits on persons.person_id = first_visits.person_id
 
 ),
 
@@ -82,10 +65,8 @@ measured as (
         ethnicity_concept_id,
         year_of_birth,
         death_date,
-        visit_count,
         start_year,
         start_year - year_of_birth as age_years,
-        {{ days_between('cursor_date', 'death_date') }} as death_gap_days,
         split,
         part
     from started

@@ -35,22 +35,31 @@ families as (
 
 ),
 
--- a history that is cut starts its later parts with the year and the age of then
+-- a history that is cut starts its later parts with the year and the age of then; most
+-- events and ends are of the year that their visit starts in
+dates as (
+
+    select person_id, visit_start_date as a_date from visits
+    union all
+    select person_id, visit_end_date as a_date from visits
+    where extract(year from visit_end_date) <> extract(year from visit_start_date)
+    union all
+    select person_id, event_date as a_date from events
+    where
+        extract(year from event_date)
+        <> extract(year from {{ dbt.dateadd('day', '-day_offset', 'event_date') }})
+
+),
+
 person_years as (
 
     select start_year as a_year, year_of_birth from persons
-    {%- for table, column in [
-        ('visits', 'visit_start_date'),
-        ('visits', 'visit_end_date'),
-        ('events', 'event_date'),
-    ] %}
-        union
-        select
-            extract(year from {{ table }}.{{ column }}) as a_year,
-            persons.year_of_birth
-        from {{ table }}
-        inner join persons on {{ table }}.person_id = persons.person_id
-    {%- endfor %}
+    union
+    select
+        extract(year from dates.a_date) as a_year,
+        persons.year_of_birth
+    from dates
+    inner join persons on dates.person_id = persons.person_id
 
 ),
 

@@ -25,8 +25,7 @@ spans as (
 visits as (
 
     select distinct person_id, visit_occurrence_id
-    from {{ ref('int_visits_checked') }}
-    where reason is null
+    from {{ ref('int_visits_expected') }}
 
 ),
 

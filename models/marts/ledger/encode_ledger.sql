@@ -27,29 +27,37 @@ deaths as (
 
 ),
 
+-- counted in one pass: there are many
 events as (
 
     select
         event_tables.source_table,
-        events.reason,
-        events.visit_occurrence_id,
-        events.has_null_concept,
-        events.has_rolled_concept,
-        events.has_far_end,
-        events.has_no_finite_number,
-        events.has_lost_visit
-    from {{ ref('int_events_checked') }} as events
+        counted.*
+    from (
+        select
+            table_order,
+            reason,
+            count(*) as row_count,
+            {%- for flag in [
+                'has_null_concept', 'has_rolled_concept', 'has_far_end',
+                'has_no_finite_number', 'has_lost_visit',
+            ] %}
+                count(case when {{ flag }} then 1 end) as {{ flag }},
+            {%- endfor %}
+            count(case when visit_occurrence_id is null then 1 end) as has_no_visit
+        from {{ ref('int_events_checked') }}
+        group by 1, 2
+    ) as counted
     inner join {{ ref('event_tables') }} as event_tables
-        on events.table_order = event_tables.table_order
+        on counted.table_order = event_tables.table_order
 
 ),
 
-encoded_events as (
+events_written as (
 
     select
         event_tokens.source_table,
-        count(*) as event_count,
-        sum(events.row_count) as row_count,
+        count(*) as row_count,
         count(
             case
                 when events.value_as_number is not null and events.value_bin is null
@@ -65,6 +73,18 @@ encoded_events as (
 
 ),
 
+-- rows that repeat one another are written as one event
+repeated_events as (
+
+    select
+        events.source_table,
+        events.row_count - coalesce(events_written.row_count, 0) as row_count
+    from events
+    left join events_written on events.source_table = events_written.source_table
+    where events.reason is null
+
+),
+
 outcomes as (
 
     select source_table, reason, count(*) as row_count from persons
@@ -76,19 +96,13 @@ outcomes as (
     select source_table, reason, count(*) as row_count from deaths
     group by 1, 2
     union all
-    select source_table, reason, count(*) as row_count from events
+    select source_table, reason, row_count from events
     where reason is not null
-    group by 1, 2
     union all
-    select source_table, null as reason, event_count as row_count
-    from encoded_events
+    select source_table, null as reason, row_count from events_written
     union all
-    select
-        source_table,
-        'repeated_event' as reason,
-        row_count - event_count as row_count
-    from encoded_events
-    where row_count > event_count
+    select source_table, 'repeated_event' as reason, row_count from repeated_events
+    where row_count > 0
 
 ),
 
@@ -104,44 +118,43 @@ notes as (
     where has_null_concept
     group by 1
     union all
-    select source_table, 'null_concept_read_as_0' as reason, count(*) as row_count
+    select
+        source_table,
+        'null_concept_read_as_0' as reason,
+        sum(has_null_concept) as row_count
     from events
-    where has_null_concept
     group by 1
     union all
-    select source_table, 'concept_rolled_up' as reason, count(*) as row_count
+    select source_table, 'concept_rolled_up' as reason, has_rolled_concept as row_count
     from events
-    where reason is null and has_rolled_concept
-    group by 1
+    where reason is null
     union all
     select source_table, 'null_end_read_as_start' as reason, count(*) as row_count
     from visits
     where reason is null and has_null_end
     group by 1
     union all
-    select source_table, 'end_outside_language' as reason, count(*) as row_count
+    select source_table, 'end_outside_language' as reason, has_far_end as row_count
     from events
-    where reason is null and has_far_end
-    group by 1
+    where reason is null
     union all
-    select source_table, 'number_not_finite' as reason, count(*) as row_count
+    select
+        source_table,
+        'number_not_finite' as reason,
+        has_no_finite_number as row_count
     from events
-    where reason is null and has_no_finite_number
-    group by 1
+    where reason is null
     union all
     select source_table, 'number_unknown_in_training' as reason, unknown_count
-    from encoded_events
-    where unknown_count > 0
+    from events_written
     union all
-    select source_table, 'visit_not_found' as reason, count(*) as row_count
+    select source_table, 'visit_not_found' as reason, has_lost_visit as row_count
     from events
-    where reason is null and has_lost_visit
-    group by 1
+    where reason is null
     union all
-    select source_table, 'without_visit' as reason, count(*) as row_count
+    select source_table, 'without_visit' as reason, has_no_visit as row_count
     from events
-    where reason is null and visit_occurrence_id is null
-    group by 1
+    where reason is null
 
 ),
 
@@ -162,6 +175,7 @@ final as (
         reason,
         cast(row_count as bigint) as row_count
     from notes
+    where row_count > 0
 
 )
 

@@ -1,4 +1,5 @@
 -- One row per event that is encoded, in order.
+-- depends_on: {{ ref('int_persons_started') }}
 with
 
 events as (
@@ -7,9 +8,15 @@ events as (
 
 ),
 
-event_tokens as (
+-- one row, with what each token means: a join would lose the order of the events
+meanings as (
 
-    select * from {{ ref('int_event_tokens') }}
+    select
+        {{ collect('source_table', 'token_order') }} as source_tables,
+        {{ collect('concept_id', 'token_order') }} as concept_ids,
+        {{ collect('unit_concept_id', 'token_order') }} as unit_concept_ids,
+        {{ collect('source_concept_id', 'token_order') }} as source_concept_ids
+    from {{ ref('int_event_tokens') }}
 
 ),
 
@@ -19,10 +26,13 @@ final as (
         events.person_id,
         events.visit_order,
         events.event_order,
-        event_tokens.source_table,
+        {{ array_get('meanings.source_tables', 'events.token_order - 1') }}
+            as source_table,
         events.source_id,
-        event_tokens.concept_id,
-        event_tokens.unit_concept_id,
+        {{ array_get('meanings.concept_ids', 'events.token_order - 1') }}
+            as concept_id,
+        {{ array_get('meanings.unit_concept_ids', 'events.token_order - 1') }}
+            as unit_concept_id,
         events.event_date,
         events.day_offset,
         events.hour,
@@ -33,9 +43,10 @@ final as (
         events.quantity,
         events.days_supply,
         events.end_date,
-        event_tokens.source_concept_id
+        {{ array_get('meanings.source_concept_ids', 'events.token_order - 1') }}
+            as source_concept_id
     from events
-    inner join event_tokens on events.token_order = event_tokens.token_order
+    cross join meanings
 
 )
 

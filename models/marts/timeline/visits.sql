@@ -1,4 +1,5 @@
 -- One row per visit or loose day that is encoded, in order.
+-- depends_on: {{ ref('int_persons_started') }}
 with
 
 visits as (

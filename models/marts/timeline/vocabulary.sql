@@ -16,19 +16,15 @@ concepts as (
 
 ),
 
-placed as (
+person_tokens as (
 
     select
+        token_id,
         person_id,
-        {{ run_tokens() }} as token_ids -- noqa: PRS
-    from {{ ref('int_tokens_placed') }}
+        count(*) as token_count
+    from {{ ref('tokens') }}
     where split = 'train'
-
-),
-
-tokens as (
-
-    {{ unnest_tokens('placed', ['person_id'], 'token_ids') }}
+    group by 1, 2
 
 ),
 
@@ -36,9 +32,9 @@ counts as (
 
     select
         token_id,
-        count(*) as train_count,
-        count(distinct person_id) as train_persons
-    from tokens
+        sum(token_count) as train_count,
+        count(*) as train_persons
+    from person_tokens
     group by 1
 
 ),
@@ -56,7 +52,7 @@ final as (
         vocabulary.unit_concept_id,
         vocabulary.source_concept_id,
         concepts.concept_name as name,
-        coalesce(counts.train_count, 0) as train_count,
+        cast(coalesce(counts.train_count, 0) as bigint) as train_count,
         coalesce(counts.train_persons, 0) as train_persons
     from vocabulary
     left join concepts

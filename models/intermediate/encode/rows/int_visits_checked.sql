@@ -25,6 +25,7 @@ placed as (
     select
         visits.visit_occurrence_id,
         visits.person_id,
+        persons.part,
         coalesce(visits.visit_concept_id, 0) as visit_concept_id,
         visits.visit_start_date,
         coalesce(visits.visit_end_date, visits.visit_start_date) as visit_end_date,
@@ -53,29 +54,79 @@ placed as (
 
 ),
 
+-- rows that share an id are kept apart; events go to the first that is encoded
+repeated_ids as (
+
+    select
+        person_id,
+        visit_occurrence_id,
+        reason,
+        count(*) as row_count
+    from placed
+    group by 1, 2, 3
+    having count(*) > 1
+
+),
+
+-- hardly any row: the others need no order
+repeated as (
+
+    select
+        placed.*,
+        row_number() over (
+            partition by placed.person_id, placed.visit_occurrence_id, placed.reason
+            order by
+                placed.visit_start_date nulls last,
+                placed.visit_end_date nulls last,
+                placed.visit_concept_id,
+                placed.discharged_to_concept_id nulls last
+        ) as repetition
+    from placed
+    inner join repeated_ids
+        on
+            placed.person_id is not distinct from repeated_ids.person_id
+            and placed.visit_occurrence_id
+            is not distinct from repeated_ids.visit_occurrence_id
+            and placed.reason is not distinct from repeated_ids.reason
+
+),
+
 checked as (
+
+    select
+        placed.*,
+        1 as repetition
+    from placed
+    left join repeated_ids
+        on
+            placed.person_id is not distinct from repeated_ids.person_id
+            and placed.visit_occurrence_id
+            is not distinct from repeated_ids.visit_occurrence_id
+            and placed.reason is not distinct from repeated_ids.reason
+    where repeated_ids.row_count is null
+
+    union all
+
+    select * from repeated
+
+),
+
+final as (
 
     select
         visit_occurrence_id,
         person_id,
+        part,
         visit_concept_id,
         visit_start_date,
         visit_end_date,
         discharged_to_concept_id,
         has_null_concept,
         has_null_end,
-        -- rows that share an id are kept apart; events go to the first that is encoded
-        row_number() over (
-            partition by person_id, visit_occurrence_id, reason
-            order by
-                visit_start_date nulls last,
-                visit_end_date nulls last,
-                visit_concept_id,
-                discharged_to_concept_id nulls last
-        ) as repetition,
+        cast(repetition as int) as repetition,
         reason
-    from placed
+    from checked
 
 )
 
-select * from checked
+select * from final

@@ -21,6 +21,7 @@ final as (
 
     select
         events.person_id,
+        events.part,
         events.visit_occurrence_id,
         event_tokens.token_order,
         {{ coarse_date('events.event_date', 'anchors.anchor_date') }} as event_date,

@@ -48,6 +48,7 @@ checked as (
         event_tables.table_order,
         events.source_id,
         events.person_id,
+        persons.part,
         -- a visit of another person, or one that is not there, is no visit
         visits.visit_occurrence_id,
         events.concept_id,
