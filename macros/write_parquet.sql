@@ -1,25 +1,20 @@
 {#-
-    Copy the view or table that was just built to <folder>/<table>/part-*.parquet, in its
-    own order or that of config `meta: {order_by: [...]}`. With a column `part` it becomes
-    one file per part of int_persons_started, without that column. The folder must be
-    there; no folder: nothing is written. With `read_back` a view reads the files from
-    then on: its rows are kept once, and not for the length of the run alone. They are
-    steps of histories, in order unless some are taken over from an earlier encode.
+    Copy the view or table that was just built to <folder>/<table>/part-*.parquet, in the
+    order of config `meta: {order_by: [...]}`, else in its own. With a column `part` it
+    becomes one file per part of int_persons_started, without that column. The folder must
+    be there; no folder: nothing is written.
 -#}
-{% macro write_parquet(folder, read_back=false) %}
-    {{ return(adapter.dispatch('write_parquet', 'omop_gpt')(folder, read_back)) }}
+{% macro write_parquet(folder) %}
+    {{ return(adapter.dispatch('write_parquet', 'omop_gpt')(folder)) }}
 {% endmacro %}
 
-{% macro default__write_parquet(folder, read_back) %}{% endmacro %}
+{% macro default__write_parquet(folder) %}{% endmacro %}
 
-{% macro duckdb__write_parquet(folder, read_back) %}
+{% macro duckdb__write_parquet(folder) %}
     {%- if execute and folder %}
         {%- set order_by = model.config.get('meta', {}).get('order_by', []) | join(', ') %}
-        {%- if read_back and not has_before() %}
-            {%- set order_by = '' %}
-        {%- endif %}
-        {%- set table_folder = empty_folder(folder) %}
         {%- set order_by = ' order by ' ~ order_by if order_by else '' %}
+        {%- set table_folder = empty_folder(folder) %}
         {%- if has_parts() %}
             {%- for part in parts_of(ref('int_persons_started')) %}
                 {%- do copy_to_part(
@@ -32,9 +27,36 @@
         {%- else %}
             {%- do copy_to_part('select * from ' ~ this ~ order_by, table_folder) %}
         {%- endif %}
-        {%- if read_back %}
-            {%- do read_files(table_folder) %}
-        {%- endif %}
+    {%- endif %}
+{% endmacro %}
+
+{#-
+    Copy steps of histories in the same way, one file per part, and let the view read the
+    files from then on: its rows are kept once, and not for the length of the run alone.
+    Within a part they lie in order, unless some are taken over from an earlier encode.
+-#}
+{% macro write_steps(folder) %}
+    {{ return(adapter.dispatch('write_steps', 'omop_gpt')(folder)) }}
+{% endmacro %}
+
+{% macro default__write_steps(folder) %}{% endmacro %}
+
+{% macro duckdb__write_steps(folder) %}
+    {%- if execute and folder %}
+        {%- set order_by = ' order by ' ~ model.config.meta.order_by | join(', ') %}
+        {%- set table_folder = empty_folder(folder) %}
+        {%- for row in run_query(
+            'select part, min(person_id), max(person_id) from '
+            ~ ref('int_persons_started') ~ ' group by part order by part'
+        ).rows %}
+            {%- do copy_to_part(
+                'select * from ' ~ this ~ ' where person_id between ' ~ row[1] ~ ' and '
+                ~ row[2] ~ (order_by if has_before()),
+                table_folder,
+                row[0]
+            ) %}
+        {%- endfor %}
+        {%- do read_files(table_folder) %}
     {%- endif %}
 {% endmacro %}
 
