@@ -27,6 +27,12 @@
     {%- endfor %}
 {%- endmacro %}
 
+{#- A column of the step after. -#}
+{% macro next_of(column) -%}
+    {%- set window = 'partition by person_id order by ' ~ order_of_steps() -%}
+    lead({{ column }}) over ({{ window if target.type != 'duckdb' }})
+{%- endmacro %}
+
 {#- Whether any of the columns is another than in the step before. -#}
 {% macro differs_from_previous(columns) -%}
     {%- for column in columns %}

@@ -73,15 +73,43 @@ events_written as (
 
 ),
 
--- rows that repeat one another are written as one event
+-- rows that repeat one another are written as one event, which counts them: a row that
+-- got lost on the way to it would be in neither
+rows_written as (
+
+    select
+        event_tokens.source_table,
+        sum(steps.row_count) as row_count
+    from {{ ref('int_histories_ordered') }} as steps
+    inner join {{ ref('int_event_tokens') }} as event_tokens
+        on steps.token_order = event_tokens.token_order
+    group by 1
+    {%- if has_before() %}
+    union all
+    -- what is taken over was counted when it was encoded
+    select
+        event_tables.source_table,
+        count(*) as row_count
+    from {{ ref('int_events_checked') }} as checked
+    inner join {{ ref('int_persons_kept') }} as kept
+        on checked.person_id = kept.person_id
+    inner join {{ ref('event_tables') }} as event_tables
+        on checked.table_order = event_tables.table_order
+    where checked.reason is null
+    group by 1
+    {%- endif %}
+
+),
+
 repeated_events as (
 
     select
-        events.source_table,
-        events.row_count - coalesce(events_written.row_count, 0) as row_count
-    from events
-    left join events_written on events.source_table = events_written.source_table
-    where events.reason is null
+        events_written.source_table,
+        sum(rows_written.row_count) - max(events_written.row_count) as row_count
+    from events_written
+    inner join rows_written
+        on events_written.source_table = rows_written.source_table
+    group by 1
 
 ),
 

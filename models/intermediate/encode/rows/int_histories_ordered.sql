@@ -196,7 +196,8 @@ opened as (
             or visit_start_date <> previous_visit_start_date
             or visit_occurrence_id is distinct from previous_visit_occurrence_id
             or repetition is distinct from previous_repetition
-        ) as opens_visit
+        ) as opens_visit,
+        {{ running('count(*)', 'row_number()') }} as rows_so_far
     from followed
 
 ),
@@ -213,6 +214,8 @@ counted as (
     select
         *,
         {{ running('count(*)', 'row_number()') }} as step_order,
+        -- of the source: those that repeat it follow the step
+        {{ next_of('rows_so_far') }} - rows_so_far as row_count,
         {{ running('count(case when opens_visit then 1 end)') }} as visits_so_far -- noqa
     from distinct_steps
 
@@ -273,6 +276,7 @@ final as (
         end as gap_days,
         token_order,
         source_id,
+        case when event_date is not null then cast(row_count as int) end as row_count,
         event_date,
         {{ days_between(
             'case when opens_visit then visit_start_date else previous_event_date end',
