@@ -178,6 +178,7 @@ def encode(config: EncodeConfig) -> Path:
     earlier = manifest_of(sequences, step="encode", settings=settings)
     is_same = earlier is not None and earlier["inputs"] == inputs
     if is_same and not (config.refit and earlier["result"]["kept_persons"]):
+        read_files_of(output)  # maybe it was moved
         log.info("encode: done before, in %s", sequences)
         return sequences
     before = output / "warehouse.duckdb" if earlier and not config.refit else None
@@ -187,6 +188,7 @@ def encode(config: EncodeConfig) -> Path:
             f"{output}. Put it back, or start anew with --refit."
         )
     if before:
+        check_before(before)
         log.info("encode: going on from the one in %s", output)
 
     duckdb_memory, spark_memory = share_memory(config.memory)
@@ -252,6 +254,21 @@ def encode(config: EncodeConfig) -> Path:
         shutil.rmtree(work_folder, ignore_errors=True)
     log.info("encode: %s", json.dumps(counts["persons"]))
     return sequences
+
+
+def check_before(database: Path) -> None:
+    """Raise InputError if an earlier encode's warehouse cannot be gone on from."""
+    import duckdb
+
+    with duckdb.connect(str(database), read_only=True) as con:
+        found = con.execute(
+            "from duckdb_tables() where table_name = 'int_persons_hashed'"
+        ).fetchone()
+    if not found:
+        raise InputError(
+            f"{database} is of an older version, which this one cannot go on from: "
+            "start anew with --refit."
+        )
 
 
 def share_memory(memory: str) -> tuple[str, str]:
@@ -382,19 +399,28 @@ def publish(partial: Path, output: Path) -> None:
             target.unlink()
         (partial / name).rename(target)
     shutil.rmtree(partial)
-    read_files_of(output, partial)
+    read_files_of(output)
 
 
-def read_files_of(output: Path, place: Path) -> None:
-    """Turn the timeline's views of files in `place` to those in `output`."""
+def read_files_of(output: Path) -> None:
+    """Let the warehouse's views of the timeline read the files where they lie now."""
     import duckdb
 
-    with duckdb.connect(str(output / "warehouse.duckdb")) as con:
+    database = str(output / "warehouse.duckdb")
+    if not Path(database).is_file():
+        return
+    with duckdb.connect(database, read_only=True) as con:
         views = con.execute(
-            "select sql from duckdb_views() where schema_name = 'timeline' "
-            "and contains(sql, ?)",
-            [str(place)],
+            "select view_name, sql from duckdb_views() where schema_name = 'timeline' "
+            "and contains(sql, 'read_parquet(')"
         ).fetchall()
-        for (sql,) in views:
-            view = sql.replace(str(place), str(output))
-            con.execute(view.replace("CREATE VIEW", "CREATE OR REPLACE VIEW", 1))
+    quoted = str(output).replace("'", "''")
+    files = {name: f"'{quoted}/timeline/{name}/*.parquet'" for name, _ in views}
+    moved = [name for name, sql in views if files[name] not in sql]
+    if moved:
+        with duckdb.connect(database) as con:
+            for name in moved:
+                con.execute(
+                    f"create or replace view timeline.{name} as "
+                    f"select * from read_parquet({files[name]})"
+                )

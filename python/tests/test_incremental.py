@@ -175,6 +175,27 @@ def test_a_missing_warehouse_is_said(encodes, sources, tmp_path):
         run(sources[1], tmp_path / "out")
 
 
+def test_a_warehouse_of_an_older_version_is_said(encodes, sources, tmp_path):
+    shutil.copytree(encodes / "first", tmp_path / "out")
+    with duckdb.connect(str(tmp_path / "out/warehouse.duckdb")) as con:
+        con.execute("drop table encode_steps.int_persons_hashed")
+    with pytest.raises(InputError, match=r"older version.*--refit"):
+        run(sources[1], tmp_path / "out")
+
+
+def test_a_timeline_that_was_moved_is_read_where_it_lies_now(
+    encodes, sources, tmp_path
+):
+    moved = tmp_path / "it's here"
+    shutil.copytree(encodes / "first", moved)
+    run(sources[0], moved)
+    shutil.rmtree(moved / "timeline/visits")
+    with duckdb.connect(str(moved / "warehouse.duckdb"), read_only=True) as con:
+        assert con.execute("select count(*) from timeline.events").fetchone() > (0,)
+        with pytest.raises(duckdb.IOException, match="it's here"):
+            con.execute("from timeline.visits")
+
+
 def test_other_options_are_refused(encodes, sources, tmp_path):
     shutil.copytree(encodes / "first", tmp_path / "out")
     config = EncodeConfig(
