@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from omop_gpt.pack import (
     name_plainly,
     pack,
     sequences,
+    shared_classes,
     start_spark,
 )
 
@@ -234,3 +236,12 @@ def test_spark_packs_the_same(tmp_path: Path):
             found = [people.pop(row["person_id"]) for row in rows]
             check([{**row, "split": split} for row in rows], found)
     assert not people
+
+
+def test_a_cache_with_blanks_in_its_path_is_one_option(tmp_path):
+    cache = tmp_path / "a b"
+    option = shlex.split(shared_classes(cache, "/usr/lib/jvm/java-17"))[0]
+    assert option.startswith(f"-XX:ArchiveClassesAtExit={cache}/spark-")
+    Path(option.split("=")[1]).touch()
+    option = shlex.split(shared_classes(cache, "/usr/lib/jvm/java-17"))[0]
+    assert option.startswith(f"-XX:SharedArchiveFile={cache}/spark-")
