@@ -1,11 +1,14 @@
 """The mask: which tokens may come next, so that every sample is a whole history.
 
 Three facts decide: the grammar's transitions, the values that training has after an
-event, and the cursor, a day per row that stays inside the dates of training. Knows
-nothing of the model; all state is in tensors of one row per slot.
+event, and the cursor, a day per row that stays inside the dates of training. Then come
+rules that can be switched on, each of which is counted. Knows nothing of the model; all
+state is in tensors of one row per slot.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +18,18 @@ from omop_gpt.grammar import Grammar, day_of
 from omop_gpt.step import InputError
 
 FAR = 1 << 20  # a distance to [EOS] that no state has
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Dated:
+    """Tokens that lead to a date, and the dates that it must be among."""
+
+    run: slice | np.ndarray  # token ids
+    nearest: torch.Tensor  # days to the nearest date that the token can still lead to
+    furthest: torch.Tensor
+    training: tuple[int, int]
+    asked: tuple[int, int] | None
+    from_end: bool  # counted from the end of the event, not from the cursor
 
 
 class Mask:
@@ -28,19 +43,36 @@ class Mask:
         device: torch.device | str = "cpu",
         min_persons: int = 5,
         max_tokens: int | None = None,
+        wanted: np.ndarray | None = None,
+        impossible: np.ndarray | None = None,
+        first_day: int | None = None,
+        last_day: int | None = None,
     ) -> None:
         """Compile the tables of a grammar for `rows` rows.
+
+        `wanted` (V,) bool: demographics to keep to. `impossible` (G + 1, V) bool:
+        events that the first, second ... gender token rules out. `first_day`,
+        `last_day`: days that visits, events and deaths must keep to.
 
         Raises InputError if a history could get stuck before [EOS].
         """
         self.grammar = grammar
         self.max_tokens = max_tokens or int(grammar.facts["longest_history"])
-        self.is_known = known_tokens(grammar)
-        self.is_common = common_tokens(grammar, min_persons)
+        wanted = np.ones(grammar.vocab_size, dtype=bool) if wanted is None else wanted
+        self.is_known = known_tokens(grammar) & wanted
+        self.is_common = common_tokens(grammar, min_persons) & wanted
+        self.first_day = grammar.first_day if first_day is None else first_day
+        self.last_day = grammar.last_day if last_day is None else last_day
+        years = grammar.has_kind("year")
+        january = np.zeros(grammar.vocab_size, np.int64)
+        january[years] = [day_of(f"{n:04d}-01-01") for n in grammar.number[years]]
+        if last_day is not None:  # training itself may have later years
+            self.is_known &= january <= last_day
+            self.is_common &= january <= last_day
         # before min_persons and after it: the difference is what it takes away
         known, _ = legal_tokens(grammar, self.is_known)
         common, distance = legal_tokens(grammar, self.is_common)
-        check_reachable(grammar, distance)
+        check_reachable(grammar, distance, self.last_day - self.first_day)
         following = grammar.next_state[:, grammar.kind]  # (S, V)
         after = np.where(common, distance[following], FAR)
         known_pairs, pairs, row_of_event, self.values = value_pairs(
@@ -64,62 +96,114 @@ class Mask:
         supply = grammar.has_kind("days_supply")
         # a supply of n days runs out n - 1 days after it starts
         span = np.where(supply, np.maximum(grammar.number - 1, 0), grammar.days)
+        training = (grammar.first_day, grammar.last_day)
+        end_of_training = (grammar.first_day, grammar.last_end_day)
+        asked = (self.first_day, self.last_day)
+        self.has_dates = asked != training
         self.dated = [
-            (
-                run,
-                tensor(span[run] + more[run, 0], torch.long),
-                tensor(span[run] + more[run, 1], torch.long),
-                grammar.last_day if group is moves else grammar.last_end_day,
-                group is ends,
+            _Dated(
+                run=run,
+                nearest=tensor(span[run] + more[run, 0], torch.long),
+                furthest=tensor(span[run] + more[run, 1], torch.long),
+                training=training if group is moves else end_of_training,
+                # what is asked of a supply is that it starts in time
+                asked=None if group is supply else asked,
+                from_end=group is ends,
             )
             for group in (moves, ends, supply)
             for run in [one_run(group)]
         ]
-        self.first_day = grammar.first_day
-        years = grammar.has_kind("year")
-        january = np.zeros(grammar.vocab_size, np.int64)
-        january[years] = [day_of(f"{n:04d}-01-01") for n in grammar.number[years]]
         self.january = tensor(january, torch.long)
         self.is_year = tensor(years, torch.bool)
         self.is_move = tensor(moves, torch.bool)
         self.is_end = tensor(ends, torch.bool)
         self.is_event = tensor(grammar.has_kind("event"), torch.bool)
+        self.happens = one_run(grammar.has_kind("hour", "event"))
+        genders = np.zeros(grammar.vocab_size, np.int64)
+        genders[grammar.has_kind("gender")] = 1
+        genders = np.cumsum(genders) * genders  # 1 for the first gender token, 2, ...
+        self.gender_row_of = tensor(genders, torch.long)
+        self.possible = None
+        if impossible is not None:
+            check_possible(grammar, self.is_common, impossible)
+            self.possible = tensor(~impossible, torch.bool)  # (G + 1, V)
         self.start = grammar.states.index("start")
         self.finish = grammar.states.index("end")
-        self.state = torch.full((rows,), self.start, dtype=torch.long, device=device)
-        self.cursor = torch.zeros(rows, dtype=torch.long, device=device)
-        self.end_cursor = torch.zeros(rows, dtype=torch.long, device=device)
-        self.event_row = torch.zeros(rows, dtype=torch.long, device=device)
-        self.count = torch.zeros(rows, dtype=torch.long, device=device)
 
-    def reset(self, rows: torch.Tensor) -> None:
-        """Start new histories in some rows: (N,) int64."""
-        self.state[rows] = self.start
-        for counter in (self.cursor, self.end_cursor, self.event_row, self.count):
-            counter[rows] = 0
+        def per_row(value: int) -> torch.Tensor:
+            return torch.full((rows,), value, dtype=torch.long, device=device)
 
-    def allowed(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self.state = per_row(self.start)
+        self.cursor, self.end_cursor = per_row(0), per_row(0)
+        self.event_row, self.gender_row = per_row(0), per_row(0)
+        self.count, self.limit = per_row(0), per_row(self.max_tokens)
+
+    def begin(self, row: int, history: np.ndarray, *, limit: int | None = None) -> None:
+        """Start a row over with a history that is written so far: (T,) ids.
+
+        `limit`: tokens after which it must end, if not those of all.
+        """
+        grammar = self.grammar
+        moves = np.where(grammar.moves_cursor[history], grammar.days[history], 0)
+        is_first = {
+            kind: np.flatnonzero(grammar.has_kind(kind)[history])[:1]
+            for kind in ("year", "gender")
+        }
+        start = int(self.january[history[is_first["year"]]].sum())
+        self.state[row] = int(grammar.walk(history)[-1])
+        self.cursor[row] = start + int(moves.sum())
+        self.gender_row[row] = self.gender_row_of[history[is_first["gender"]]].sum()
+        self.end_cursor[row] = self.event_row[row] = 0
+        events = np.flatnonzero(grammar.has_kind("event")[history])
+        if len(events):
+            since = history[events[-1] :]
+            ends = grammar.days[since[grammar.roles[since] == "end"]]
+            day = start + int(moves[: events[-1]].sum())
+            self.end_cursor[row] = day + int(ends.sum())
+            self.event_row[row] = self.row_of_event[int(since[0])]
+        self.count[row] = len(history)
+        self.limit[row] = self.max_tokens if limit is None else limit
+
+    def allowed(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
         """Tell what may come next.
 
-        Returns (B, V) bool: allowed; the same before rare tokens are taken away; and
+        Returns (B, V) bool: allowed; for each rule, the same before it was applied; and
         (B,) bool: whether the row is past its limit, so that only the shortest way to
         [EOS] is left.
         """
-        allowed = self.legal[self.state]
         known = self.known[self.state]
-        for run, nearest, furthest, last_day, from_end in self.dated:
-            day = (self.end_cursor if from_end else self.cursor)[:, None]
-            within = (day + furthest >= self.first_day) & (day + nearest <= last_day)
-            allowed[:, run] &= within
-            known[:, run] &= within
-        allowed[:, self.values] &= self.pairs[self.event_row]
+        self._keep_dates(known, asked=False)
         known[:, self.values] &= self.known_pairs[self.event_row]
-        ending = self.count >= self.max_tokens - self.furthest
+        before = {"rare": known}
+        allowed = known & self.legal[self.state]
+        allowed[:, self.values] &= self.pairs[self.event_row]
+        if self.possible is not None:
+            before["impossible"] = allowed
+            allowed = allowed & self.possible[self.gender_row]
+        if self.has_dates:
+            before["dates"] = allowed
+            allowed = allowed.clone()
+            self._keep_dates(allowed, asked=True)
+            # of a history that goes on: its last known day is over
+            allowed[:, self.happens] &= (self.cursor >= self.first_day)[:, None]
+        ending = self.count >= self.limit - self.furthest
         if bool(ending.any()):
             after = torch.where(allowed, self.after[self.state], FAR)
             shortest = after == after.min(dim=-1, keepdim=True).values
-            allowed &= shortest | ~ending[:, None]
-        return allowed, known, ending
+            allowed = allowed & (shortest | ~ending[:, None])
+        return allowed, before, ending
+
+    def _keep_dates(self, tokens: torch.Tensor, *, asked: bool) -> None:
+        """Take away what must lead out of the dates of training, or those asked for."""
+        for group in self.dated:
+            window = group.asked if asked else group.training
+            if window is None:
+                continue
+            first, last = window
+            day = (self.end_cursor if group.from_end else self.cursor)[:, None]
+            tokens[:, group.run] &= (day + group.furthest >= first) & (
+                day + group.nearest <= last
+            )
 
     def advance(self, token_ids: torch.Tensor, rows: torch.Tensor) -> None:
         """Write a token in some rows: token_ids (B,) int64, rows (B,) bool."""
@@ -136,6 +220,8 @@ class Mask:
         self.cursor = torch.where(rows, cursor, self.cursor)
         self.end_cursor = torch.where(rows, end_cursor, self.end_cursor)
         self.event_row = torch.where(rows, event_row, self.event_row)
+        gender_row = torch.maximum(self.gender_row, self.gender_row_of[token_ids])
+        self.gender_row = torch.where(rows, gender_row, self.gender_row)
         self.count = self.count + rows.long()
 
 
@@ -203,10 +289,25 @@ def distances(grammar: Grammar, kinds: np.ndarray) -> np.ndarray:
     return distance
 
 
-def check_reachable(grammar: Grammar, distance: np.ndarray) -> None:
+def check_possible(
+    grammar: Grammar, common: np.ndarray, impossible: np.ndarray
+) -> None:
+    """Raise InputError if a gender has no event left that it could have."""
+    events = common & grammar.has_kind("event")
+    left = (events & ~impossible).any(axis=1)
+    if events.any() and not left.all():
+        token = np.flatnonzero(grammar.has_kind("gender"))[np.flatnonzero(~left)[0] - 1]
+        raise InputError(
+            f"{grammar.folder}: --clinical_rules leaves {grammar.tokens[token]} no "
+            "event: leave the flag out."
+        )
+
+
+def check_reachable(grammar: Grammar, distance: np.ndarray, window: int) -> None:
     """Prove that [EOS] stays reachable from whatever can be sampled.
 
-    `distance` (S,) is what the data leaves of the way from each state. Raises
+    `distance` (S,) is what the data leaves of the way from each state; `window`: days
+    from the first to the last that may be written. Raises
     InputError if a state of the grammar has no way to the end, if the data has nothing
     for a state that every history goes through, or if the days of a gap, a move or an
     end could miss the dates that they were begun for.
@@ -230,7 +331,6 @@ def check_reachable(grammar: Grammar, distance: np.ndarray) -> None:
         for state in np.unique(grammar.next_state[grammar.is_sampled[:, kind], kind]):
             days = completions(grammar, int(state), role)
             steps = np.diff(days).max(initial=1)
-            window = grammar.last_day - grammar.first_day
             # the mask knows one range per kind: it must be that of every state
             is_range = (days[0], days[-1]) == tuple(more[kind])
             if not is_range or days[-1] >= FAR or steps > window + 1:

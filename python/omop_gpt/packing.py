@@ -112,7 +112,7 @@ def _cut(
     contexts: list[np.ndarray] = [np.empty(0, np.int32)]
     patients = source_tokens = 0
     for file in files:
-        for person_id, values, counts in _sequences(file, grammar):
+        for person_id, values, counts in read_sequences(file, grammar):
             patients += len(counts)
             source_tokens += len(values)
             ends = np.cumsum(counts)
@@ -153,7 +153,7 @@ def _cut(
     return chunks
 
 
-def _sequences(
+def read_sequences(
     file: Path, grammar: Grammar
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield person ids (N,) int64, their tokens, flat int32, and counts (N,) int32."""

@@ -6,29 +6,33 @@ come out whatever shard, refill order or interruption. Knows nothing of files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 
 import numpy as np
 import torch
 from transformers import (
     EpsilonLogitsWarper,
     LogitsProcessorList,
+    MinPLogitsWarper,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from omop_gpt.flags import flag
 from omop_gpt.grammar import Grammar
 from omop_gpt.mask import Mask
+from omop_gpt.prompts import Forecasts, Prompt, Prompts
+from omop_gpt.rules import Copies
 from omop_gpt.slots import Slots
 from omop_gpt.step import InputError
 
 STRATEGIES = ("TopPStrategy", "TopKStrategy", "TopMixStrategy")
-PROMPT_TOKENS = 6  # [BOS] year age gender race ethnicity
 # Longest run of tokens without a place to cut: an event with its fields, a move, ...
 LONGEST_UNCUT = 24
 SHORTEST_CONTEXT = 64  # holds a later chunk's prompt, such a run, and some more
@@ -51,9 +55,42 @@ class SampleConfig:
     temperature: float = flag("Below 1 sharper, above 1 flatter.", 1.0)
     repetition_penalty: float = flag("Above 1: repeat less.", 1.0)
     epsilon_cutoff: float = flag("Drop tokens less likely than this.", 0.0)
+    min_p: float = flag(
+        "Drop tokens less likely than this share of the likeliest.", 0.0
+    )
+    typical_p: float = flag("Keep the most typical tokens that reach this.", 1.0)
     demographic_data_path: str = flag(
         "Sequences whose demographics are drawn as prompts; empty: the model's own.", ""
     )
+    min_age: int = flag("Lowest age at the start of a history; -1000: any.", -1000)
+    max_age: int = flag("Highest age at the start of a history.", 1000)
+    min_year: int = flag("First year that a history may start in.", 0)
+    max_year: int = flag("Last year that a history may start in.", 9999)
+    gender_concept_ids: tuple[int, ...] = flag("Genders to keep to; none: all.", ())
+    race_concept_ids: tuple[int, ...] = flag("Races to keep to; none: all.", ())
+    must_have: tuple[str, ...] = flag(
+        "Events of which a history must have one, as condition:201826; sampled again "
+        "until it has.",
+        (),
+    )
+    history_data_path: str = flag(
+        "Sequences that are gone on with after --index_date; empty: none.", ""
+    )
+    index_date: str = flag("The last day that is known of a history: YYYY-MM-DD.", "")
+    rollouts: int = flag("Times that each history is gone on with.", 1)
+    last_date: str = flag("Nothing happens after this day; empty: of training.", "")
+    clinical_rules: bool = flag(
+        "No event that is impossible for the patient's gender.", False
+    )
+    max_copied_tokens: int = flag(
+        "Sample again what has a run of more tokens of a patient in --train_data_path; "
+        "0: do not look.",
+        0,
+    )
+    train_data_path: str = flag("The training sequences, for the two rules above.", "")
+    max_attempts: int = flag("Give up on a patient after so many in vain.", 1000)
+    shard: int = flag("Which of --num_of_shards this is: 1, 2, ...", 1)
+    num_of_shards: int = flag("Sample in so many processes, one shard each.", 1)
     max_tokens_per_patient: int = flag(
         "Tokens after which a history must end; 0: the longest of training.", 0
     )
@@ -70,18 +107,43 @@ class SampleConfig:
                 f"--sampling_strategy {self.sampling_strategy}: "
                 f"one of {', '.join(STRATEGIES)}."
             )
+        of_histories = bool(self.history_data_path)
         for name, low in (
-            ("num_of_patients", 1), ("batch_size", 1), ("buffer_size", 1),
-            ("context_window", 0), ("max_tokens_per_patient", 0), ("top_k", 1),
-            ("min_persons", 0),
+            ("num_of_patients", 0 if of_histories else 1), ("batch_size", 1),
+            ("buffer_size", 1), ("context_window", 0), ("max_tokens_per_patient", 0),
+            ("top_k", 1), ("min_persons", 0), ("rollouts", 1), ("max_copied_tokens", 0),
+            ("max_attempts", 1), ("num_of_shards", 1), ("shard", 1),
         ):  # fmt: skip
             if getattr(self, name) < low:
                 raise InputError(f"--{name} {getattr(self, name)}: at least {low}.")
+        if self.shard > self.num_of_shards:
+            raise InputError(
+                f"--shard {self.shard}: there are --num_of_shards {self.num_of_shards}."
+            )
+        if of_histories != bool(self.index_date):
+            raise InputError("--history_data_path and --index_date go together.")
+        if of_histories and self.demographic_data_path:
+            raise InputError(
+                "--demographic_data_path and --history_data_path: give one of them."
+            )
+        if self.max_copied_tokens and not self.train_data_path:
+            raise InputError("--max_copied_tokens needs --train_data_path.")
+        for name in ("index_date", "last_date"):
+            try:
+                date.fromisoformat(getattr(self, name) or "2000-01-01")
+            except ValueError:
+                raise InputError(
+                    f"--{name} {getattr(self, name)}: write it as 2019-12-31."
+                ) from None
         if not 0 < self.top_p <= 1:
             raise InputError(f"--top_p {self.top_p}: above 0, at most 1.")
         for name in ("temperature", "repetition_penalty"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name} {getattr(self, name)}: above 0.")
+        if not 0 <= self.min_p < 1:
+            raise InputError(f"--min_p {self.min_p}: 0 to below 1.")
+        if not 0 < self.typical_p <= 1:
+            raise InputError(f"--typical_p {self.typical_p}: above 0, at most 1.")
         if not 0 <= self.epsilon_cutoff < 1:
             raise InputError(f"--epsilon_cutoff {self.epsilon_cutoff}: 0 to below 1.")
         if 0 < self.context_window < SHORTEST_CONTEXT:
@@ -98,7 +160,10 @@ class Sampled:
     token_ids: np.ndarray  # (T,) int32
     contexts: int  # chunks that the model saw it in
     ended_by_limit: bool
-    rare_probability: float  # taken from rare tokens, summed over the tokens
+    # probability that each rule took away, summed over the tokens
+    masked: dict[str, float]
+    rejected: dict[str, int]  # histories that were sampled again before, by reason
+    prompt: Prompt
 
 
 @dataclass
@@ -106,8 +171,11 @@ class Row:
     """What Python must know of a slot."""
 
     patient: int = -1  # -1: idle
+    prompt: Prompt | None = None
     contexts: int = 1
-    forced: list[int] = field(default_factory=list)
+    # what the model is still to be shown: written already, so nothing is drawn
+    shown: list[int] = field(default_factory=list)
+    rejected: dict[str, int] = field(default_factory=dict)
 
 
 def stream(seed: int, patient: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
@@ -140,6 +208,10 @@ def warpers(config: SampleConfig) -> LogitsProcessorList:
         chosen.append(TopKLogitsWarper(config.top_k))
     if strategy in ("TopPStrategy", "TopMixStrategy") and config.top_p < 1:
         chosen.append(TopPLogitsWarper(config.top_p))
+    if config.min_p > 0:
+        chosen.append(MinPLogitsWarper(config.min_p))
+    if config.typical_p < 1:
+        chosen.append(TypicalLogitsWarper(config.typical_p))
     if config.epsilon_cutoff > 0:
         chosen.append(EpsilonLogitsWarper(config.epsilon_cutoff))
     return chosen
@@ -153,24 +225,27 @@ class Sampler:
         model: PreTrainedModel,
         grammar: Grammar,
         config: SampleConfig,
-        prompts: np.ndarray | None = None,
+        prompts: Prompts | Forecasts | None = None,
+        *,
+        mask: Mask | None = None,
+        wanted: np.ndarray | None = None,
+        copies: Copies | None = None,
     ) -> None:
-        """Allocate the slots. `prompts`: (N, 6) demographics to draw from, or None.
+        """Allocate the slots.
+
+        `prompts`: what histories start with, else [BOS]. `mask`: rules beside the
+        grammar's, else none. `wanted`: token ids of which a history must have one.
+        `copies`: runs of training that it must not have.
 
         Raises InputError for a model that sees too little to go on with a history.
         """
         self.model, self.grammar, self.config = model, grammar, config
-        self.prompts = prompts
+        self.prompts = prompts or Prompts(grammar)
+        self.wanted, self.copies = wanted, copies
         self.device = model.device
         rows = config.batch_size
-        limit = int(model.config.max_position_embeddings)
-        self.width = min(config.context_window or limit, limit)
-        if self.width < SHORTEST_CONTEXT:
-            raise InputError(
-                f"the model sees only {limit} tokens: "
-                f"train with --max_position_embeddings {SHORTEST_CONTEXT} or more."
-            )
-        self.mask = Mask(
+        self.width = context_of(model, config)
+        self.mask = mask or Mask(
             grammar,
             rows=rows,
             device=self.device,
@@ -179,9 +254,9 @@ class Sampler:
         )
         self.slots = Slots(model.config, rows, self.width, self.device, model.dtype)
         self.warpers = warpers(config)
-        self.rare = torch.zeros(rows, device=self.device)
+        self.masked: dict[str, torch.Tensor] = {}
         self.rows = [Row() for _ in range(rows)]
-        self.patient = torch.full((rows,), -1, dtype=torch.long, device=self.device)
+        self.stream = torch.full((rows,), -1, dtype=torch.long, device=self.device)
         self.history = torch.full(
             (rows, self.width), grammar.pad_id, dtype=torch.long, device=self.device
         )
@@ -191,53 +266,62 @@ class Sampler:
         self.cuts = torch.as_tensor(cuts, device=self.device)
 
     def run(self, patients: list[int]) -> Iterator[Sampled]:
-        """Sample these patients; yields each as it is done."""
+        """Sample these patients; yields each as it is done.
+
+        Raises InputError if what is asked of histories is too rare to be met.
+        """
         waiting = iter(patients)
         left = len(patients)
         rows = len(self.rows)
         tokens = torch.full((rows,), self.grammar.bos_id, device=self.device)
         position = torch.zeros(rows, dtype=torch.long, device=self.device)
-        forced = torch.zeros(rows, dtype=torch.bool, device=self.device)
-        everyone = torch.arange(rows, device=self.device)
-        self.begin(everyone, waiting, tokens, position)
-        forced_rows = {r for r in range(rows) if self.rows[r].forced}
+        for r in range(rows):
+            self.begin(r, Row(patient=next(waiting, -1)), tokens, position)
+        showing = {r for r in range(rows) if self.rows[r].shown}
+        drawn = torch.tensor([not row.shown for row in self.rows], device=self.device)
         while left:
             logits = self.forward(tokens, position)
             position += 1
             place = self.mask.state
-            sampled, ending, rare = self.draw(logits)
-            forced.zero_()
-            for r in list(forced_rows):
-                sampled[r] = self.rows[r].forced.pop(0)
-                rare[r] = 0  # nothing was drawn
-                # a prompt of demographics is part of the history, a later chunk's not
-                forced[r] = self.rows[r].contexts > 1
-                if not self.rows[r].forced:
-                    forced_rows.discard(r)
-            self.rare += rare
-            written = ~forced
-            self.write(sampled, written)
+            sampled, ending = self.draw(logits, drawn)
+            if showing:
+                rest = sorted(showing)
+                sampled[rest] = torch.tensor(
+                    [self.rows[r].shown.pop(0) for r in rest], device=self.device
+                )
+            self.write(sampled, drawn)
             finished = self.mask.state == self.mask.finish
             full = position >= self.width - LONGEST_UNCUT
             if self.config.use_mask:
-                cut = full & written & self.may_cut[place] & self.cuts[sampled]
+                cut = full & drawn & self.may_cut[place] & self.cuts[sampled]
                 cut &= ~finished
             else:
                 cut = torch.zeros_like(full)
                 ending = position >= self.width
-                finished = ending | (sampled == self.grammar.eos_id)
+                finished = drawn & (ending | (sampled == self.grammar.eos_id))
             tokens = sampled
-            done = finished.nonzero()[:, 0]
-            if len(done):
-                for r in done.tolist():
-                    if self.rows[r].patient >= 0:
+            changed = {r for r in showing if not self.rows[r].shown}
+            for r in finished.nonzero()[:, 0].tolist():
+                row = self.rows[r]
+                reason = self.fault(r) if row.patient >= 0 else None
+                if reason:
+                    row.rejected[reason] = row.rejected.get(reason, 0) + 1
+                    self.check_rejected(row)
+                    row = Row(patient=row.patient, rejected=row.rejected)
+                else:
+                    if row.patient >= 0:
                         left -= 1
                         yield self.finish(r, ended_by_limit=bool(ending[r]))
-                self.begin(done, waiting, tokens, position)
-                forced_rows |= {r for r in done.tolist() if self.rows[r].forced}
+                    row = Row(patient=next(waiting, -1))
+                self.begin(r, row, tokens, position)
+                changed.add(r)
             for r in cut.nonzero()[:, 0].tolist():
                 self.refill(r, tokens, position)
-                forced_rows.add(r)
+                changed.add(r)
+            for r in changed:
+                is_shown = bool(self.rows[r].shown)
+                drawn[r] = not is_shown
+                (showing.add if is_shown else showing.discard)(r)
 
     def forward(self, tokens: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Feed one token per row (B,) at its position (B,); returns logits (B, V)."""
@@ -252,79 +336,115 @@ class Sampler:
         return output.logits[:, -1].float()
 
     def draw(
-        self, logits: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, logits: torch.Tensor, drawn: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Sample the next token of each row: (B,) int64.
 
-        Returns also whether the row must end (B,) bool, and the probability that its
-        rare tokens would have had (B,).
+        Returns also whether the row must end (B,) bool. What the rules take away is
+        added up for the rows that are `drawn`.
         """
-        rare = torch.zeros_like(self.rare)
-        ending = torch.zeros_like(self.patient, dtype=torch.bool)
+        ending = torch.zeros_like(drawn)
         if self.config.use_mask:
-            allowed, known, ending = self.mask.allowed()
-            before = logits.masked_fill(~known, -torch.inf).logsumexp(-1)
+            allowed, before, ending = self.mask.allowed()
+            levels = [logits.masked_fill(~b, -torch.inf) for b in before.values()]
             logits = logits.masked_fill(~allowed, -torch.inf)
-            share = 1 - (logits.logsumexp(-1) - before).clamp(max=0).exp()
-            rare = torch.where(ending, rare, share)
+            sums = torch.stack([x.logsumexp(-1) for x in (*levels, logits)])
+            # of what the grammar and training leave, the share of each rule
+            shares = (sums - sums[0]).clamp(max=0).exp()
+            taken = (shares[:-1] - shares[1:]) * (drawn & ~ending)
+            for name, share in zip(before, taken, strict=True):
+                self.masked[name] = self.masked.get(name, 0) + share
         logits = self.warpers(self.history, logits)
         cumulative = logits.double().softmax(-1).cumsum(-1)
-        uniform = stream(self.config.seed, self.patient, self.mask.count)
+        uniform = stream(self.config.seed, self.stream, self.mask.count)
         # just below the sum: rounding must never pick a token of probability 0
         target = uniform * cumulative[:, -1] * (1 - 2.0**-50)
         sampled = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
-        return sampled, ending, rare
+        return sampled, ending
 
     def write(self, token_ids: torch.Tensor, rows: torch.Tensor) -> None:
         """Append a token to the histories of some rows: (B,) ids, (B,) bool."""
         where = self.mask.count.clone()
         self.mask.advance(token_ids, rows)
-        if int(where.max()) >= self.history.shape[1]:
-            self.history = torch.nn.functional.pad(
-                self.history, (0, self.history.shape[1]), value=self.grammar.pad_id
-            )
+        self.make_room(int(where.max()))
         index = torch.arange(len(rows), device=self.device)
         kept = self.history[index, where]
         self.history[index, where] = torch.where(rows, token_ids, kept)
 
-    def begin(
-        self,
-        rows: torch.Tensor,
-        waiting: Iterator[int],
-        tokens: torch.Tensor,
-        position: torch.Tensor,
-    ) -> None:
-        """Start the next patients in some rows, or leave them idle."""
-        self.mask.reset(rows)
-        self.rare[rows] = 0
-        self.history[rows] = self.grammar.pad_id  # repetition_penalty reads it
-        tokens[rows] = self.grammar.bos_id
-        position[rows] = 0
-        chosen = torch.zeros(len(self.rows), dtype=torch.bool, device=self.device)
-        chosen[rows] = True
-        for r in rows.tolist():
-            patient = next(waiting, -1)
-            self.rows[r] = Row(patient=patient, forced=self.prompt(patient))
-            self.patient[r] = patient
-        self.write(torch.full_like(tokens, self.grammar.bos_id), chosen)
+    def make_room(self, place: int) -> None:
+        """Widen the histories until they have a place."""
+        while place >= self.history.shape[1]:
+            self.history = torch.nn.functional.pad(
+                self.history, (0, self.history.shape[1]), value=self.grammar.pad_id
+            )
 
-    def prompt(self, patient: int) -> list[int]:
-        """Demographics that a patient starts with, after [BOS]; none: the model's."""
-        if self.prompts is None or patient < 0:
-            return []
-        numbers = torch.tensor([patient]), torch.tensor([-1])
-        uniform = float(stream(self.config.seed, *numbers))
-        return self.prompts[int(uniform * len(self.prompts))][1:].tolist()
+    def begin(
+        self, r: int, row: Row, tokens: torch.Tensor, position: torch.Tensor
+    ) -> None:
+        """Start a row over with its patient's prompt; an idle one with [BOS]."""
+        # another attempt is another stream
+        key = row.patient + (sum(row.rejected.values()) << 40)
+        self.rows[r], self.stream[r] = row, key
+        if row.patient >= 0:
+            row.prompt = self.prompts(row.patient, lambda: self.uniform(key))
+        else:
+            bos = self.grammar.bos_id
+            row.prompt = Prompt(np.array([bos]), [bos])
+        row.contexts = row.prompt.contexts
+        history = row.prompt.history
+        is_forecast = row.prompt.person_id is not None
+        limit = self.mask.max_tokens + (len(history) if is_forecast else 0)
+        self.mask.begin(r, history, limit=limit)
+        self.make_room(len(history))
+        self.history[r] = self.grammar.pad_id  # repetition_penalty reads it
+        self.history[r, : len(history)] = torch.as_tensor(history, device=self.device)
+        for masked in self.masked.values():
+            masked[r] = 0
+        self.show(r, row.prompt.shown, tokens, position)
+
+    def show(
+        self, r: int, chunk: Sequence[int], tokens: torch.Tensor, position: torch.Tensor
+    ) -> None:
+        """Have the model read a chunk from position 0 on, before it draws again."""
+        tokens[r], position[r] = chunk[0], 0
+        self.rows[r].shown = [int(token_id) for token_id in chunk[1:]]
+
+    def uniform(self, key: int) -> float:
+        """Draw the number that chooses a prompt, from 0 to 1."""
+        return float(stream(self.config.seed, torch.tensor([key]), torch.tensor([-1])))
+
+    def fault(self, r: int) -> str | None:
+        """Say why a history must be sampled again, if it must."""
+        history = self.history[r, : int(self.mask.count[r])].cpu().numpy()
+        if self.wanted is not None and not np.isin(history, self.wanted).any():
+            return "without_event"
+        if self.copies is not None:
+            made = history[len(self.rows[r].prompt.history) :]
+            return "copied" if self.copies.are_in(made) else None
+        return None
+
+    def check_rejected(self, row: Row) -> None:
+        """Raise InputError if a patient was sampled too often in vain."""
+        if sum(row.rejected.values()) >= self.config.max_attempts:
+            told = ", ".join(f"{n} {reason}" for reason, n in row.rejected.items())
+            raise InputError(
+                f"patient {row.patient + 1} was sampled {self.config.max_attempts} "
+                f"times in vain ({told}): ask for a commoner --must_have, a longer "
+                "--max_copied_tokens, or raise --max_attempts; what is done is kept."
+            )
 
     def finish(self, r: int, *, ended_by_limit: bool) -> Sampled:
         """Take the history of a row."""
         length = int(self.mask.count[r])
+        row = self.rows[r]
         return Sampled(
-            patient=self.rows[r].patient,
+            patient=row.patient,
             token_ids=self.history[r, :length].cpu().numpy().astype(np.int32),
-            contexts=self.rows[r].contexts,
+            contexts=row.contexts,
             ended_by_limit=ended_by_limit,
-            rare_probability=float(self.rare[r]),
+            masked={name: float(masked[r]) for name, masked in self.masked.items()},
+            rejected=row.rejected,
+            prompt=row.prompt,
         )
 
     def refill(self, r: int, tokens: torch.Tensor, position: torch.Tensor) -> None:
@@ -333,7 +453,16 @@ class Sampler:
         history = self.history[r, :length].cpu().numpy()
         cut = self.grammar.cut_before(history, length - 1)
         prompt = self.grammar.continuation(cut, int(history[-1]))
-        tokens[r] = prompt[0]
-        position[r] = 0
         self.rows[r].contexts += 1
-        self.rows[r].forced = [*prompt[1:], int(history[-1])]
+        self.show(r, [*prompt, int(history[-1])], tokens, position)
+
+
+def context_of(model: PreTrainedModel, config: SampleConfig) -> int:
+    """Return the tokens that a model is shown. Raises InputError for too few."""
+    limit = int(model.config.max_position_embeddings)
+    if limit < SHORTEST_CONTEXT:
+        raise InputError(
+            f"the model sees only {limit} tokens: "
+            f"train with --max_position_embeddings {SHORTEST_CONTEXT} or more."
+        )
+    return min(config.context_window or limit, limit)

@@ -29,6 +29,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging as transformers_logging
 
 from omop_gpt.grammar import Grammar, save_tokenizer
+from omop_gpt.nats import baselines
 from omop_gpt.packing import Chunks, Packs, Pad, pack, read_chunks
 from omop_gpt.progress import Progress, draw_losses, write_metrics
 from omop_gpt.settings import TrainConfig, deciding_settings, parse, training_arguments
@@ -127,6 +128,9 @@ def train(config: TrainConfig, arguments: TrainingArguments) -> dict[str, Any]:
     model = build_model(config, work.grammar, work.start_model)
     train_batches, eval_batches = _batches(config, arguments, train_chunks, eval_chunks)
     _announce(model, arguments, train_chunks, eval_chunks)
+    counted = {}
+    if eval_batches and arguments.process_index == 0:
+        counted = baselines(train_chunks, eval_chunks, work.grammar.vocab_size)
     pad = Pad(pad_id=work.grammar.pad_id)
     trainer = PatientTrainer(
         model=model,
@@ -148,6 +152,10 @@ def train(config: TrainConfig, arguments: TrainingArguments) -> dict[str, Any]:
         _write_model(trainer, work.grammar, out)
     trainer.accelerator.wait_for_everyone()
     losses = [r["loss"] for r in trainer.state.log_history if "loss" in r]
+    nats = {"model": validation.get("eval_nats_per_patient"), **counted}
+    if eval_batches:
+        told = ", ".join(f"{name} {value:.1f}" for name, value in nats.items() if value)
+        log.info("nats per validation patient: %s", told)
     return {
         "patients": train_chunks.patients,
         "chunks": len(train_chunks),
@@ -161,7 +169,8 @@ def train(config: TrainConfig, arguments: TrainingArguments) -> dict[str, Any]:
         "epochs": trainer.state.epoch,
         "train_loss": losses[-1] if losses else None,
         "eval_loss": validation.get("eval_loss"),
-        "eval_nats_per_patient": validation.get("eval_nats_per_patient"),
+        "eval_nats_per_patient": nats["model"],
+        **{f"{name}_nats_per_patient": value for name, value in counted.items()},
     }
 
 

@@ -26,6 +26,7 @@ from omop_gpt.step import InputError
 
 ATTENTION = "omop_gpt_packed"
 FINGERPRINT = "omop_gpt_fingerprint"
+AttentionInterface.register(ATTENTION, packed_attention)
 
 
 def build_model(
@@ -36,7 +37,6 @@ def build_model(
     Its attention keeps to each patient of a packed batch. Raises InputError if
     `pretrained` was trained with another vocabulary.
     """
-    AttentionInterface.register(ATTENTION, packed_attention)
     if pretrained:
         check_vocabulary(pretrained, grammar)
         return AutoModelForCausalLM.from_pretrained(

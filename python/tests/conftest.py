@@ -100,6 +100,13 @@ def bins_of(pairs: list[tuple[str, str]], persons: dict[str, int]) -> pa.Table:
     )
 
 
+def concept_of(kind: str, token: str) -> int | None:
+    """Concept of a token that has one, as the vocabulary's meaning column."""
+    if kind == "event" or kind in CONCEPTS:
+        return int(token.split(":")[1].split("@")[0])
+    return None
+
+
 def make_grammar(
     folder: Path,
     *,
@@ -143,6 +150,9 @@ def make_grammar(
             "token_id": pa.array(range(len(rows)), pa.int32()),
             "token": pa.array(tokens),
             "kind": pa.array(kinds),
+            "concept_id": pa.array(
+                [concept_of(k, t) for k, t in zip(kinds, tokens)], pa.int64()
+            ),
             "days": pa.array(days, pa.int32()),
             "number": pa.array(numbers, pa.int64()),
             "train_count": pa.array([20] * len(rows), pa.int64()),

@@ -347,9 +347,9 @@ def test_prompts_give_demographics_of_real_patients(loop):
     config = SampleConfig(
         model_folder=str(loop / "model"), output_folder="", num_of_patients=20
     )
-    from omop_gpt.sample import read_prompts
+    from omop_gpt.prompts import read_demographics
 
-    prompts = read_prompts(str(loop / "patient_sequence" / "train"), grammar)
+    prompts = read_demographics(str(loop / "patient_sequence" / "train"), grammar)
     sampler = Sampler(load_model(loop / "model", grammar), grammar, config, prompts)
     known = {tuple(row) for row in prompts.tolist()}
     with torch.inference_mode():

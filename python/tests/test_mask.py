@@ -16,6 +16,7 @@ from omop_gpt.mask import FAR, Mask, completions, distances, more_days
 from omop_gpt.step import InputError
 
 EVERYONE: dict[str, int] = {}  # no token is rare
+NOTHING = np.empty(0, np.int64)  # no history yet
 
 
 def walk(
@@ -29,13 +30,15 @@ def walk(
     generator = torch.Generator().manual_seed(seed)
     rows = len(mask.state)
     kinds = torch.from_numpy(grammar.kind.astype(np.int64)).expand(rows, -1)
-    mask.reset(torch.arange(rows))
+    for row in range(rows):
+        mask.begin(row, NOTHING)
     rarer = torch.from_numpy(np.isin(grammar.roles, ("gap", "death")))
     rarer[grammar.eos_id] = True
     histories: list[list[int]] = [[] for _ in range(rows)]
     live = torch.ones(rows, dtype=torch.bool)
     while live.any():
-        allowed, known, _ = mask.allowed()
+        allowed, before, _ = mask.allowed()
+        known = before["rare"]
         assert allowed.any(dim=1)[live].all(), "nothing may follow"
         assert not (allowed & ~known)[live].any()
         weight = allowed.float()
@@ -236,7 +239,8 @@ def test_what_is_masked_as_rare(grammar):
     for token in [*text.split(), "measurement:3004249@8876"]:
         token_id = torch.tensor([grammar.tokens.index(token)])
         mask.advance(token_id, torch.ones(1, dtype=torch.bool))
-    allowed, known, _ = mask.allowed()
+    allowed, before, _ = mask.allowed()
+    known = before["rare"]
     rare = {grammar.tokens[n] for n in (known & ~allowed)[0].nonzero()[:, 0].tolist()}
     assert rare == {"condition:201826", "value:2"}
 
@@ -257,7 +261,7 @@ def test_rows_do_not_touch_each_other(languages):
     assert mask.state.tolist() == [mask.finish, mask.start, mask.start, mask.start]
     for counter in (mask.cursor, mask.end_cursor, mask.event_row):
         assert not counter[1:].any()
-    mask.reset(torch.tensor([0]))
+    mask.begin(0, NOTHING)
     assert torch.equal(mask.allowed()[0][0], mask.allowed()[0][1])
 
 

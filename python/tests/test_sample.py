@@ -14,10 +14,10 @@ import torch
 from conftest import RARE, make_grammar, make_model, random_history
 from omop_gpt import sample as sampling
 from omop_gpt.grammar import Grammar
-from omop_gpt.sample import SampleConfig, load_model, read_prompts, sample
+from omop_gpt.prompts import PROMPT_TOKENS, read_demographics
+from omop_gpt.sample import SampleConfig, load_model, sample
 from omop_gpt.sampler import (
     LONGEST_UNCUT,
-    PROMPT_TOKENS,
     SHORTEST_CONTEXT,
     Sampler,
     stream,
@@ -168,20 +168,20 @@ class KilledError(BaseException):
 
 def test_a_sampling_cut_off_ends_the_same(folder, tmp_path, monkeypatch):
     draw(folder, tmp_path / "whole")
-    real = sampling.write_shard
+    real = sampling.write_part
     written = []
 
-    def write_shard(path, rows, grammar):
+    def write_part(path, rows, grammar):
         if written:
             raise KilledError
         written.append(path.name)
         real(path, rows, grammar)
 
-    monkeypatch.setattr(sampling, "write_shard", write_shard)
+    monkeypatch.setattr(sampling, "write_part", write_part)
     with pytest.raises(KilledError):
         draw(folder, tmp_path / "cut")
     assert not (tmp_path / "cut" / "generated_sequences").exists()
-    monkeypatch.setattr(sampling, "write_shard", real)
+    monkeypatch.setattr(sampling, "write_part", real)
     run = Sampler.run
     asked = []
 
@@ -263,14 +263,14 @@ def test_prompts_that_are_none(grammar, tmp_path):
     ):
         path = write_sequences(tmp_path / str(n), sequences)
         with pytest.raises(InputError, match=message):
-            read_prompts(str(path), grammar)
-    with pytest.raises(InputError, match="holds no demographics"):
-        read_prompts(str(tmp_path / "nowhere"), grammar)
+            read_demographics(str(path), grammar)
+    with pytest.raises(InputError, match="holds no sequences"):
+        read_demographics(str(tmp_path / "nowhere"), grammar)
     (tmp_path / "other").mkdir()
     pq.write_table(pa.table({"x": [1]}), tmp_path / "other" / "x.parquet")
     with pytest.raises(InputError, match="no column token_ids"):
-        read_prompts(str(tmp_path / "other"), grammar)
-    assert read_prompts("", grammar) is None
+        read_demographics(str(tmp_path / "other"), grammar)
+    assert read_demographics("", grammar) is None
 
 
 def test_a_history_goes_on_beyond_the_context(long_folder, long_grammar, monkeypatch):
@@ -397,7 +397,7 @@ def test_without_the_mask_histories_are_rejected(folder, grammar, tmp_path):
     counts = result(tmp_path)
     assert counts["not_histories"] == sum(not grammar.is_history(i) for i in found) > 0
     assert counts["ended_by_limit"] == sum(i[-1] != grammar.eos_id for i in found)
-    assert counts["rare_probability"] == 0
+    assert "rare_probability" not in counts  # no rule, nothing taken away
 
 
 def test_rare_tokens_are_counted_not_written(folder, grammar, tmp_path):
@@ -424,15 +424,16 @@ def test_rare_probability_is_that_of_the_model(folder, grammar):
     for s in found:
         ids = torch.from_numpy(s.token_ids).long()
         probability = model(ids[None]).logits[0].softmax(-1)
-        sampler.mask.reset(torch.tensor([0]))
+        sampler.mask.begin(0, np.empty(0, np.int64))
         total = 0.0
         for token_id, mass in zip(ids[:-1], probability):
             sampler.mask.advance(token_id.repeat(3), row)
-            allowed, known, ending = sampler.mask.allowed()
+            allowed, before, ending = sampler.mask.allowed()
+            known = before["rare"]
             if not ending[0]:
                 total += 1 - float(mass[allowed[0]].sum() / mass[known[0]].sum())
-        assert s.rare_probability == pytest.approx(total, rel=1e-3)
-    assert max(s.rare_probability for s in found) > 0.1
+        assert s.masked["rare"] == pytest.approx(total, rel=1e-3)
+    assert max(s.masked["rare"] for s in found) > 0.1
 
 
 def test_prompts_of_later_contexts_have_no_rare_probability(
@@ -441,11 +442,15 @@ def test_prompts_of_later_contexts_have_no_rare_probability(
     taken: dict[tuple[int, int], float] = {}
     real = Sampler.draw
 
-    def record(self, logits):
-        sampled, ending, rare = real(self, logits)
-        for r, row in enumerate(self.rows):  # the last of a count is the one drawn
-            taken[row.patient, int(self.mask.count[r])] = float(rare[r])
-        return sampled, ending, rare
+    def record(self, logits, drawn):
+        before = {name: value.clone() for name, value in self.masked.items()}
+        found = real(self, logits, drawn)
+        rare = self.masked["rare"] - before.get("rare", 0)
+        for r, row in enumerate(self.rows):
+            assert drawn[r] or not rare[r]
+            if drawn[r]:
+                taken[row.patient, int(self.mask.count[r])] = float(rare[r])
+        return found
 
     monkeypatch.setattr(Sampler, "draw", record)
     sampler = in_memory(
@@ -456,7 +461,7 @@ def test_prompts_of_later_contexts_have_no_rare_probability(
     assert max(s.contexts for s in found) > 1
     for s in found:
         total = sum(taken[s.patient, n] for n in range(1, len(s.token_ids)))
-        assert s.rare_probability == pytest.approx(total, rel=1e-4)
+        assert s.masked["rare"] == pytest.approx(total, rel=1e-4)
 
 
 def test_frequencies_are_the_model_s_probabilities(folder, grammar):
