@@ -377,20 +377,25 @@ def packed_attention(
         return attended[None], None
     else:
         lengths = cu_seq_lens_q.diff().tolist()
-    attended = [
-        scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            dropout_p=dropout,
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
-        for q, k, v in zip(
-            *(x.split(lengths, dim=2) for x in (query, key, value)), strict=True
-        )
-    ]
+    if not query.is_cuda:
+        # a processor's kernel is slower in bfloat16, to which autocast would cast
+        exact = torch.promote_types(query.dtype, torch.float32)
+        query, key, value = query.to(exact), key.to(exact), value.to(exact)
+    with torch.autocast("cpu", enabled=False):
+        attended = [
+            scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                dropout_p=dropout,
+                is_causal=True,
+                scale=scaling,
+                enable_gqa=grouped,
+            )
+            for q, k, v in zip(
+                *(x.split(lengths, dim=2) for x in (query, key, value)), strict=True
+            )
+        ]
     return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
 
 

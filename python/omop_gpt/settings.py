@@ -224,9 +224,10 @@ def training_arguments(**settings: Any) -> TrainingArguments:
     settings = DEFAULTS | settings
     on_cuda = torch.cuda.is_available() and not settings.get("use_cpu")
     if settings["bf16"] is None:
-        settings["bf16"] = (
-            on_cuda and not settings.get("fp16") and torch.cuda.is_bf16_supported()
-        )
+        supported = torch.cuda.is_bf16_supported() if on_cuda else _cpu_has_bf16()
+        settings["bf16"] = supported and not settings.get("fp16")
+    if settings["bf16"] and not on_cuda:
+        settings["use_cpu"] = True  # transformers wants it said
     if not on_cuda:
         settings["dataloader_pin_memory"] = False
     if not settings.get("dataloader_num_workers"):
@@ -242,6 +243,11 @@ def training_arguments(**settings: Any) -> TrainingArguments:
         if getattr(arguments, name) != usual[name]:
             raise InputError(f"train takes no other --{name}: {reason}.")
     return arguments
+
+
+def _cpu_has_bf16() -> bool:
+    """Say whether the processor multiplies matrices faster in bfloat16."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def deciding_settings(
