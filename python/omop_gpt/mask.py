@@ -18,6 +18,10 @@ from omop_gpt.grammar import Grammar, day_of
 from omop_gpt.step import InputError
 
 FAR = 1 << 20  # a distance to [EOS] that no state has
+# what is known of each row: (B,) int64
+COUNTERS = (
+    "state", "cursor", "end_cursor", "event_row", "gender_row", "count", "limit",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +134,15 @@ class Mask:
         self.start = grammar.states.index("start")
         self.finish = grammar.states.index("end")
 
-        def per_row(value: int) -> torch.Tensor:
-            return torch.full((rows,), value, dtype=torch.long, device=device)
+        self.device = device
+        self.open(rows)
 
-        self.state = per_row(self.start)
-        self.cursor, self.end_cursor = per_row(0), per_row(0)
-        self.event_row, self.gender_row = per_row(0), per_row(0)
-        self.count, self.limit = per_row(0), per_row(self.max_tokens)
+    def open(self, rows: int) -> None:
+        """Start so many rows, each with nothing written."""
+        for name in COUNTERS:
+            value = {"state": self.start, "limit": self.max_tokens}.get(name, 0)
+            row = torch.full((rows,), value, dtype=torch.long, device=self.device)
+            setattr(self, name, row)
 
     def begin(self, row: int, history: np.ndarray, *, limit: int | None = None) -> None:
         """Start a row over with a history that is written so far: (T,) ids.
@@ -163,6 +169,11 @@ class Mask:
             self.event_row[row] = self.row_of_event[int(since[0])]
         self.count[row] = len(history)
         self.limit[row] = self.max_tokens if limit is None else limit
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with some of the rows, in this order."""
+        for name in COUNTERS:
+            setattr(self, name, getattr(self, name)[rows])
 
     def allowed(self) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
         """Tell what may come next.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from omop_gpt.grammar import Grammar
 from omop_gpt.mask import Mask
 from omop_gpt.prompts import Forecasts, Prompt, Prompts
 from omop_gpt.rules import Copies
-from omop_gpt.slots import Slots
+from omop_gpt.slots import Pages, Slots
 from omop_gpt.step import InputError
 
 STRATEGIES = ("TopPStrategy", "TopKStrategy", "TopMixStrategy")
@@ -252,14 +253,7 @@ class Sampler:
             min_persons=config.min_persons,
             max_tokens=config.max_tokens_per_patient or None,
         )
-        self.slots = Slots(model.config, rows, self.width, self.device, model.dtype)
         self.warpers = warpers(config)
-        self.masked: dict[str, torch.Tensor] = {}
-        self.rows = [Row() for _ in range(rows)]
-        self.stream = torch.full((rows,), -1, dtype=torch.long, device=self.device)
-        self.history = torch.full(
-            (rows, self.width), grammar.pad_id, dtype=torch.long, device=self.device
-        )
         may_cut = np.isin(grammar.places, ("between", "visit", "loose"))
         self.may_cut = torch.as_tensor(may_cut, device=self.device)
         cuts = (grammar.roles == "gap") | grammar.has_kind("hour", "event")
@@ -272,7 +266,8 @@ class Sampler:
         """
         waiting = iter(patients)
         left = len(patients)
-        rows = len(self.rows)
+        rows = self.config.batch_size
+        self.open(rows)
         tokens = torch.full((rows,), self.grammar.bos_id, device=self.device)
         position = torch.zeros(rows, dtype=torch.long, device=self.device)
         for r in range(rows):
@@ -322,16 +317,82 @@ class Sampler:
                 is_shown = bool(self.rows[r].shown)
                 drawn[r] = not is_shown
                 (showing.add if is_shown else showing.discard)(r)
+            if left < len(self.rows) // 2:
+                kept = self.narrow(left)
+                tokens, position, drawn = tokens[kept], position[kept], drawn[kept]
+                showing = {r for r, row in enumerate(self.rows) if row.shown}
+
+    def open(self, rows: int) -> None:
+        """Allocate so many rows, all of them idle."""
+        self.slots = self.make_slots(rows)
+        self.mask.open(rows)
+        self.rows = [Row() for _ in range(rows)]
+        self.masked: dict[str, torch.Tensor] = {}
+        self.stream = torch.full((rows,), -1, dtype=torch.long, device=self.device)
+        self.history = torch.full(
+            (rows, self.width),
+            self.grammar.pad_id,
+            dtype=torch.long,
+            device=self.device,
+        )
+
+    def narrow(self, left: int) -> list[int]:
+        """Leave idle rows out where that changes no logit; return the rows kept."""
+        sizes = [n for n in self.sizes if left <= n < len(self.rows)]
+        if not sizes:
+            return [*range(len(self.rows))]
+        kept = sorted(range(len(self.rows)), key=lambda r: self.rows[r].patient < 0)
+        kept = sorted(kept[: min(sizes)])
+        self.rows = [self.rows[r] for r in kept]
+        self.stream, self.history = self.stream[kept], self.history[kept]
+        self.masked = {name: value[kept] for name, value in self.masked.items()}
+        self.mask.keep(kept)
+        self.slots.keep(kept)
+        return kept
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Numbers of rows that give each the very logits of a full batch.
+
+        Tried out: a matrix product may be summed in another order where it is smaller.
+        """
+        if not isinstance(self.slots, Pages):
+            return []
+        rows = self.config.batch_size
+        tokens = torch.arange(rows) % self.grammar.vocab_size
+        start = torch.zeros_like(tokens)
+        full = self.logits(self.make_slots(rows), tokens, start)
+        sizes = []
+        while rows >= 8:
+            rows //= 2
+            slots = self.make_slots(rows)
+            found = self.logits(slots, tokens[:rows], start[:rows])
+            if torch.equal(found, full[:rows]):
+                sizes.append(rows)
+        return sizes
+
+    def make_slots(self, rows: int) -> Slots:
+        """Allocate a cache for so many rows."""
+        shape = self.model.config, rows, self.width
+        if self.device.type == "cuda":
+            return Slots(*shape, self.device, self.model.dtype)
+        return Pages(*shape, self.model.dtype)
 
     def forward(self, tokens: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         """Feed one token per row (B,) at its position (B,); returns logits (B, V)."""
-        self.slots.place(position)
+        return self.logits(self.slots, tokens, position)
+
+    def logits(
+        self, slots: Slots, tokens: torch.Tensor, position: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what `forward` does, from a cache of its own."""
+        slots.place(position)
         output = self.model(
             input_ids=tokens[:, None],
             position_ids=position[:, None],
-            past_key_values=self.slots,
+            past_key_values=slots,
             use_cache=True,
-            slots=self.slots,
+            slots=slots,
         )
         return output.logits[:, -1].float()
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from conftest import make_model
-from omop_gpt.slots import ATTENTION, Slots
+from omop_gpt.slots import ATTENTION, Pages, Slots
 
 WIDTH = 150
 FAMILIES = {
@@ -39,7 +39,9 @@ def models(grammar):
     return pair
 
 
-def make_slots(model, rows: int) -> Slots:
+def make_slots(model, rows: int, kind: type[Slots]) -> Slots:
+    if kind is Pages:
+        return Pages(model.config, rows, WIDTH, model.dtype)
     return Slots(model.config, rows, WIDTH, model.device, model.dtype)
 
 
@@ -61,11 +63,12 @@ def random_tokens(model, *shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(model.config.vocab_size, shape, generator=generator)
 
 
+@pytest.mark.parametrize("kind", [Slots, Pages])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_steps_compute_what_a_whole_forward_does(models, family):
+def test_steps_compute_what_a_whole_forward_does(models, family, kind):
     plain, slotted = models(family)
     rows = 5
-    slots = make_slots(slotted, rows)
+    slots = make_slots(slotted, rows, kind)
     # row 1 starts over after 40 tokens, row 3 after 7; row 4 runs to the last slot
     restart = torch.tensor([1000, 40, 1000, 7, 1000])
     tokens = random_tokens(plain, rows, WIDTH)
@@ -92,25 +95,28 @@ def neighbours(
 ) -> torch.Tensor:
     """Feed a history to one row while the others go their own ways; its logits."""
     generator = torch.Generator().manual_seed(seed)
-    rows = len(slots.rows)
-    position = torch.randint(WIDTH // 2, (rows,), generator=generator)
-    if seed == 0:
-        position[:] = 0
+    rows = len(slots.position)
+    ends = torch.randint(2, WIDTH, (rows,), generator=generator)
+    position = torch.zeros(rows, dtype=torch.long)
+    for p in range(seed * 20):  # they are on their way already
+        step(model, slots, random_tokens(model, rows, seed=p), position)
+        position = (position + 1) % ends
     found = []
     for p, token in enumerate(history):
         tokens = random_tokens(model, rows, seed=seed * 1000 + p)
         tokens[row], position[row] = token, p
         found.append(step(model, slots, tokens, position)[row])
-        position = (position + 1) % WIDTH
+        position = (position + 1) % ends
     return torch.stack(found)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rows", [3, 64])
-def test_a_row_is_the_same_whatever_its_neighbours_are(models, family, rows):
+@pytest.mark.parametrize("kind", [Slots, Pages])
+def test_a_row_is_the_same_whatever_its_neighbours_are(models, family, rows, kind):
     _, model = models(family)
-    slots = make_slots(model, rows)
-    history = random_tokens(model, 50, seed=7)
+    slots = make_slots(model, rows, kind)
+    history = random_tokens(model, 140, seed=7)
     first = neighbours(model, slots, 1, history, seed=0)
     for seed in (1, 2):
         assert torch.equal(first, neighbours(model, slots, 1, history, seed=seed))
@@ -121,6 +127,22 @@ def test_a_row_is_the_same_whatever_its_neighbours_are(models, family, rows):
 
 def test_slots_hold_the_key_value_heads_only(models):
     _, model = models("qwen3, grouped")
-    slots = make_slots(model, 4)
+    slots = make_slots(model, 4, Slots)
     assert slots.keys.shape == slots.values.shape == (2, 4, 1, WIDTH, 8)
-    assert slots.get_seq_length() == 0
+    pages = make_slots(model, 4, Pages)
+    assert pages.keys.shape == pages.values.shape == (2, 4 * 3, 1, 64, 8)
+    assert slots.get_seq_length() == pages.get_seq_length() == 0
+
+
+def test_pages_lie_densely_and_come_back(models):
+    """What is read is what rows hold, and a row that starts over gives all back."""
+    _, model = models("llama")
+    slots = make_slots(model, 4, Pages)
+    for p in range(WIDTH):
+        slots.place(torch.full((4,), p))
+        assert slots.top == len(slots.used) == 4 * (p // 64 + 1)
+    slots.place(torch.zeros(4, dtype=torch.long))
+    assert slots.top == 4
+    assert sorted([*slots.free, *(p for pages in slots.pages for p in pages)]) == [
+        *range(12)
+    ]
