@@ -1,11 +1,14 @@
 """Train and sample beside CEHR-GPT, on the same patients, layers, width and machine.
 
-    python benchmarks/model.py --source OMOP --output_folder B --peer_python P
+    python benchmarks/model.py beside --source OMOP --output_folder B --peer_python P
+    python benchmarks/model.py choose --source W/patient_sequence --output_folder B
+    python benchmarks/model.py compare --source W --output_folder S
 
-P is the Python of an environment with cehrgpt (docs/cehr-gpt.md says how to make one).
-Encodes OMOP, exports it once more for CEHR-GPT, trains both for so many epochs,
-samples from both, and asks both for the nats of held-out patients. What is
-done already in B is not done again. Quote ratios of one run.
+The first encodes OMOP, exports it once more for CEHR-GPT, trains both for so many
+epochs, samples from both, and asks both for the nats of held-out patients. P is the
+Python of an environment with cehrgpt (docs/cehr-gpt.md tells how). The second
+trains families of models for the same tokens, the third prints a table of what was
+sampled into S beside the held-out patients of W. Quote ratios of one run.
 """
 
 from __future__ import annotations
@@ -31,15 +34,6 @@ EVALUATION = {
     "save_strategy": "epoch",
     "load_best_model_at_end": "true",
 }
-SAMPLE_OURS = """
-import json, sys, time
-from omop_gpt.flags import parse
-from omop_gpt.sample import SampleConfig, sample
-config = parse(SampleConfig, "sample", sys.argv[1:])
-started = time.time()
-sample(config)
-print("#seconds", time.time() - started)
-"""
 # its generate(), with a stop-watch: what it starts with is not counted
 SAMPLE_PEER = """
 import runpy, sys, time
@@ -104,9 +98,12 @@ def prepare(source: Path, root: Path) -> None:
         )  # fmt: skip
 
 
-def train_ours(root: Path, epochs: float, extra: list[str]) -> dict[str, float]:
+def train_ours(
+    root: Path, epochs: float, extra: list[str], name: str = "model"
+) -> dict[str, float]:
     """Train ours; reading the data and writing the model are counted in."""
-    out = root / "model"
+    out = root / name
+    shutil.rmtree(out, ignore_errors=True)
     settings = SHAPE | {
         "num_attention_heads": 4,
         "num_train_epochs": epochs,
@@ -130,9 +127,9 @@ def train_peer(root: Path, python: str, epochs: float) -> dict[str, float]:
     peer = root / "cehrgpt"
     model = peer / "model"
     if not (model / "config.json").exists():
-        shutil.rmtree(model, ignore_errors=True)
-        model.mkdir()
-        (peer / "prepared").mkdir(exist_ok=True)
+        for folder in (model, peer / "prepared"):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
         settings = SHAPE | {
             "model_name_or_path": model, "tokenizer_name_or_path": model,
             "output_dir": model, "dataset_prepared_path": peer / "prepared",
@@ -178,14 +175,13 @@ def sample_ours(root: Path, patients: int, batch: int) -> dict[str, float]:
         "batch_size": batch,
         "demographic_data_path": root / "patient_sequence" / "train",
     }
-    seconds = seconds_in(
-        run([sys.executable, "-c", SAMPLE_OURS, *flags(settings)], root / "sample.log")
-    )
+    run([*OURS, "sample", *flags(settings)], root / "sample.log")
     sampled = root / "sampled" / "generated_sequences"
-    counts = json.loads((sampled / "_manifest.json").read_text())["result"]
+    manifest = json.loads((sampled / "_manifest.json").read_text())
+    counts, seconds = manifest["result"], manifest["seconds"]
     valid = counts["patients"] - counts["not_histories"]
     return {
-        "seconds": round(seconds, 1),
+        "seconds": seconds,
         "patients": counts["patients"],
         "valid": valid,
         "valid_per_second": round(valid / seconds, 2),
@@ -241,7 +237,7 @@ def sample_peer(
     }
 
 
-def nats(root: Path, python: str) -> dict[str, float]:
+def nats(root: Path, folder: Path, python: str) -> dict[str, float]:
     """Nats per held-out patient after the demographics, of the patients of both.
 
     Of those whose history fits the context in both layouts; ours says more (hours,
@@ -257,9 +253,7 @@ def nats(root: Path, python: str) -> dict[str, float]:
         stdout=subprocess.PIPE, check=True,
     )  # fmt: skip
     theirs = {int(k): v for k, v in json.loads(found.stdout.splitlines()[-1]).items()}
-    ours = nats_of_persons(
-        root / "model", root / "patient_sequence" / "holdout", given=6
-    )
+    ours = nats_of_persons(folder, root / "patient_sequence" / "holdout", given=6)
     both = sorted(theirs.keys() & ours.keys())
     return {
         "patients": len(both),
@@ -268,40 +262,147 @@ def nats(root: Path, python: str) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Read the flags, do it all, print one line of JSON a step."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", required=True)
-    parser.add_argument("--output_folder", required=True)
-    parser.add_argument("--peer_python", required=True)
-    parser.add_argument("--epochs", type=float, default=6)
-    parser.add_argument("--peer_patients", type=int, default=128)
-    parser.add_argument("--patients", type=int, default=2000)
-    parser.add_argument("--batch_size", type=int, default=256)
-    arguments, extra = parser.parse_known_args()
+VARIANTS = {
+    "gpt2": {"model_type": "gpt2"},
+    "llama": {"model_type": "llama"},
+    "qwen3": {"model_type": "qwen3"},
+    "llama, untied": {"model_type": "llama", "tie_word_embeddings": "false"},
+    "gpt2, dropout 0.1": {"model_type": "gpt2", "dropout": 0.1},
+    "llama, dropout 0.1": {"model_type": "llama", "dropout": 0.1},
+}
+
+
+def choose(arguments: argparse.Namespace, extra: list[str]) -> None:
+    """Train each family for the same tokens; print nats per validation patient."""
+    import matplotlib.pyplot as plt
+
+    root = Path(arguments.output_folder)
+    root.mkdir(parents=True, exist_ok=True)
+    plt.rcParams["svg.hashsalt"] = "omop-gpt"
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, variant in VARIANTS.items():
+        if arguments.only and name not in arguments.only:
+            continue
+        out = root / name.replace(", ", "_").replace(" ", "_")
+        shutil.rmtree(out, ignore_errors=True)
+        settings = variant | {"data_folder": arguments.source, "output_dir": out}
+        run([*OURS, "train", *flags(settings), *extra], out.with_suffix(".log"))
+        manifest = json.loads((out / "manifest.json").read_text())
+        result = manifest["result"]
+        columns = ("parameters", "eval_nats_per_patient", "bigram_nats_per_patient")
+        row = {column: round(result[column], 1) for column in columns}
+        print(name, json.dumps(row | {"seconds": manifest["seconds"]}), flush=True)
+        lines = (out / "training" / "metrics.jsonl").read_text().splitlines()
+        points = [
+            (record["epoch"], record["eval_nats_per_patient"])
+            for record in map(json.loads, lines)
+            if "eval_nats_per_patient" in record
+        ]
+        axis.plot(*zip(*points, strict=True), "o-", markersize=3, label=name)
+    bigram = result["bigram_nats_per_patient"]
+    axis.axhline(bigram, color="grey", linestyle=":", label="bigram")
+    axis.set(xlabel="epochs", ylabel="nats per validation patient", yscale="log")
+    axis.legend()
+    axis.grid(alpha=0.3, which="both")
+    figure.savefig(root / "learning_curves.svg")
+
+
+def compare(arguments: argparse.Namespace, _extra: list[str]) -> None:
+    """Print how long and how old sampled patients are beside those held out."""
+    import numpy as np
+    from omop_gpt.grammar import Grammar
+
+    root = Path(arguments.source)
+    model = root / "model"
+    grammar = Grammar.load(model / "vocabulary")
+    shape = json.loads((model / "config.json").read_text())
+    visits = grammar.has_kind("visit", "no_visit")
+    events = grammar.has_kind("event")
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, folder in (
+        ("held out", root / "patient_sequence" / "holdout"),
+        ("sampled", Path(arguments.output_folder) / "generated_sequences"),
+    ):
+        lists = pq.read_table(folder, columns=["token_ids"])["token_ids"].to_pylist()
+        lists = [np.array(ids) for ids in lists]
+        valid = sum(grammar.is_history(ids) for ids in lists)
+        found[name] = {
+            "tokens": np.array([len(ids) for ids in lists]),
+            "visits": np.array([visits[ids].sum() for ids in lists]),
+            "events": np.array([events[ids].sum() for ids in lists]),
+            "age at start": np.array([grammar.number[ids[2]] for ids in lists]),
+        }
+        long = np.mean(found[name]["tokens"] > shape["max_position_embeddings"])
+        print(f"{name}: {len(lists):,} patients, {valid:,} valid, {long:.2%} longer")
+    print("| | | mean | 5 % | 25 % | 50 % | 75 % | 95 % | largest distance |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for measure in found["held out"]:
+        one, other = (found[name][measure] for name in found)
+        grid = np.unique(np.concatenate([one, other]))
+        gap = abs(
+            np.searchsorted(np.sort(one), grid, side="right") / len(one)
+            - np.searchsorted(np.sort(other), grid, side="right") / len(other)
+        ).max()
+        for name in found:
+            values = found[name][measure]
+            points = np.percentile(values, [5, 25, 50, 75, 95])
+            cells = " | ".join(f"{point:.0f}" for point in points)
+            told = f"{gap:.3f}" if name == "sampled" else ""
+            print(f"| {measure} | {name} | {values.mean():.1f} | {cells} | {told} |")
+    noise = 1.36 * (1 / len(one) + 1 / len(other)) ** 0.5
+    print(f"by chance alone the distance is below {noise:.3f} in 95 % of comparisons")
+
+
+def beside(arguments: argparse.Namespace, extra: list[str]) -> None:
+    """Train and sample with both, in turn."""
     root, source = Path(arguments.output_folder), Path(arguments.source)
     root.mkdir(parents=True, exist_ok=True)
     prepare(source, root)
-    shutil.rmtree(root / "model", ignore_errors=True)
     python = arguments.peer_python
-    for name, ours, theirs in (
-        (
-            "train",
-            lambda: train_ours(root, arguments.epochs, extra),
-            lambda: train_peer(root, python, arguments.epochs),
-        ),
-        (
-            "sample",
-            lambda: sample_ours(root, arguments.patients, arguments.batch_size),
-            lambda: sample_peer(root, source, python, arguments.peer_patients),
-        ),
-    ):
-        rows = ours(), theirs()
-        rate = "patients_per_second" if name == "train" else "valid_per_second"
+
+    def told(what: str, rate: str, rows: list[dict[str, float]]) -> None:
         for who, row in zip(("ours", "peer"), rows, strict=True):
-            print(name, who, json.dumps(row), flush=True)
-        print(f"{name}: ratio {rows[0][rate] / rows[1][rate]:.1f}", flush=True)
-    print("nats per held-out patient", json.dumps(nats(root, python)))
+            print(what, who, json.dumps(row), flush=True)
+        print(f"{what}: ratio {rows[0][rate] / rows[1][rate]:.1f}", flush=True)
+
+    ours = train_ours(root, arguments.epochs, extra)
+    theirs = train_peer(root, python, arguments.epochs)
+    told("train", "patients_per_second", [ours, theirs])
+    sampled = [
+        sample_ours(root, arguments.patients, arguments.batch_size),
+        sample_peer(root, source, python, arguments.peer_patients),
+    ]
+    told("sample", "valid_per_second", sampled)
+    print("nats", json.dumps(nats(root, root / "model", python)), flush=True)
+    epochs = round(arguments.epochs * theirs["seconds"] / ours["seconds"])
+    longer = train_ours(root, epochs, extra, "model_of_equal_time")
+    found = nats(root, root / "model_of_equal_time", python)
+    print("nats at equal time", json.dumps(found | {"seconds": longer["seconds"]}))
+
+
+def main() -> None:
+    """Read the flags; those that are not known go to `omop-gpt train`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parsers = parser.add_subparsers(required=True)
+    for name, function in (
+        ("beside", beside),
+        ("choose", choose),
+        ("compare", compare),
+    ):
+        one = parsers.add_parser(name, help=function.__doc__)
+        one.set_defaults(function=function)
+        one.add_argument("--source", required=True)
+        one.add_argument("--output_folder", required=True)
+        if name == "beside":
+            one.add_argument("--peer_python", required=True)
+            one.add_argument("--epochs", type=float, default=6)
+            one.add_argument("--peer_patients", type=int, default=128)
+            one.add_argument("--patients", type=int, default=2000)
+            one.add_argument("--batch_size", type=int, default=256)
+        if name == "choose":
+            one.add_argument("--only", nargs="+")
+    arguments, extra = parser.parse_known_args()
+    arguments.function(arguments, extra)
 
 
 if __name__ == "__main__":

@@ -103,18 +103,25 @@ class Mask:
         training = (grammar.first_day, grammar.last_day)
         end_of_training = (grammar.first_day, grammar.last_end_day)
         asked = (self.first_day, self.last_day)
+        end_asked = end_of_training
+        if last_day is not None:
+            end_asked = (grammar.first_day, last_day)
         self.has_dates = asked != training
         self.dated = [
             _Dated(
                 run=run,
                 nearest=tensor(span[run] + more[run, 0], torch.long),
                 furthest=tensor(span[run] + more[run, 1], torch.long),
-                training=training if group is moves else end_of_training,
-                # what is asked of a supply is that it starts in time
-                asked=None if group is supply else asked,
-                from_end=group is ends,
+                training=window,
+                asked=window_asked,
+                from_end=from_end,
             )
-            for group in (moves, ends, supply)
+            for group, window, window_asked, from_end in (
+                (moves, training, asked, False),
+                (ends, end_of_training, end_asked, True),
+                # what is asked of a supply is that it starts in time
+                (supply, end_of_training, None, False),
+            )
             for run in [one_run(group)]
         ]
         self.january = tensor(january, torch.long)

@@ -36,9 +36,8 @@ class Prompts:
         """`heads` (N, 6): demographics to draw from; None: [BOS] alone."""
         self.heads = np.array([[grammar.bos_id]]) if heads is None else heads
 
-    def __call__(self, patient: int, uniform: Callable[[], float]) -> Prompt:
+    def __call__(self, _patient: int, uniform: Callable[[], float]) -> Prompt:
         """Return a patient's prompt; `uniform` draws a number for it, from 0 to 1."""
-        del patient
         number = int(uniform() * len(self.heads)) if len(self.heads) > 1 else 0
         return Prompt(self.heads[number], self.heads[number].tolist())
 
@@ -130,9 +129,10 @@ def read_histories(
 ) -> list[tuple[int, np.ndarray]]:
     """Person ids and histories up to the end of a day, of those who have one by then.
 
-    A history is cut before its first move or gap past that day; whose death or [EOS]
-    comes before has no forecast, nor has who starts later, or whose demographics are
-    unknown. Raises InputError if nobody is left.
+    A history is cut before its first move or gap past that day, or before [EOS]: that
+    nothing more is known is an outcome too. Who is dead by then has no forecast, nor
+    has who starts later, or whose demographics are unknown. Raises InputError if nobody
+    is left.
     """
     last = day_of(index_date)
     found = []
@@ -165,7 +165,7 @@ def read_histories(
 def known_until(history: np.ndarray, grammar: Grammar, last: int) -> int:
     """Count the tokens of a history up to the end of a day, for which it can go on.
 
-    0 where it has none by then, is over by then, or sampling could not have begun it.
+    0 where the person is dead by then, or sampling could not have begun it.
     """
     states = grammar.walk(history)
     begins = states[:PROMPT_TOKENS], grammar.kind[history[:PROMPT_TOKENS]]
@@ -179,7 +179,8 @@ def known_until(history: np.ndarray, grammar: Grammar, last: int) -> int:
     # where a number of days is complete, and lies beyond
     beyond = np.flatnonzero(moves & ~in_number & (cursor > last))
     if not len(beyond):
-        return 0
+        is_dead = grammar.has_kind("death")[history].any()
+        return 0 if is_dead else len(history) - 1
     stop = int(beyond[0])
     while grammar.places[states[stop]] == "days":
         stop -= 1

@@ -68,9 +68,9 @@ def sequences(
 
 
 def impossible_events(grammar: Grammar, files: list[Path]) -> np.ndarray:
-    """Tell which events each gender token rules out: (V, V) is sparse, so (G, V) bool.
+    """Tell which events each gender token rules out: (G + 1, V) bool.
 
-    Row 0 is for genders without a rule, then one row for each gender token, in order.
+    Row 0 is for who has no gender yet, then one row for each gender token, in order.
     From two sources: the concepts that the OHDSI Data Quality Dashboard calls plausible
     for one gender alone, and events that at least EXPECTED training persons of a gender
     would have had if it did not matter, and nobody had.

@@ -48,7 +48,7 @@ class RunConfig(EncodeOptions):
     output_folder: str = flag("Where everything is written.")
     num_of_patients: int = flag("Patients to sample; 0: as many as training has.", 0)
     train_settings: str = flag("A YAML file with the settings of train.", "")
-    batch_size: int = flag("Patients that are sampled at once.", 64)
+    batch_size: int = flag("Patients that are sampled at once; 0: see sample.", 0)
     min_persons: int = flag(
         "Event and value tokens that fewer training persons have are not written.", 5
     )

@@ -23,7 +23,6 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from omop_gpt.grammar import Grammar, day_of
-from omop_gpt.mask import Mask
 from omop_gpt.prompts import (
     Forecasts,
     Prompts,
@@ -157,19 +156,6 @@ def make_sampler(
                     "nobody of the age, year, gender and race that are asked for."
                 )
         prompts = Prompts(grammar, heads)
-    mask = Mask(
-        grammar,
-        rows=config.batch_size,
-        device=model.device,
-        min_persons=config.min_persons,
-        max_tokens=config.max_tokens_per_patient or None,
-        wanted=wanted,
-        impossible=impossible_events(grammar, training)
-        if config.clinical_rules
-        else None,
-        first_day=first,
-        last_day=last,
-    )
     copies = None
     if config.max_copied_tokens:
         copies = Copies(training, grammar, config.max_copied_tokens + 1)
@@ -178,8 +164,15 @@ def make_sampler(
         grammar,
         config,
         prompts,
-        mask=mask,
-        wanted=wanted_events(config, grammar),
+        rules={
+            "wanted": wanted,
+            "impossible": impossible_events(grammar, training)
+            if config.clinical_rules
+            else None,
+            "first_day": first,
+            "last_day": last,
+        },
+        must_have=wanted_events(config, grammar),
         copies=copies,
     )
 

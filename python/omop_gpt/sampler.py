@@ -6,10 +6,13 @@ come out whatever shard, refill order or interruption. Knows nothing of files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +33,7 @@ from omop_gpt.grammar import Grammar
 from omop_gpt.mask import Mask
 from omop_gpt.prompts import Forecasts, Prompt, Prompts
 from omop_gpt.rules import Copies
-from omop_gpt.slots import Pages, Slots
+from omop_gpt.slots import Pages, Slots, shape_of
 from omop_gpt.step import InputError
 
 STRATEGIES = ("TopPStrategy", "TopKStrategy", "TopMixStrategy")
@@ -47,7 +50,9 @@ class SampleConfig:
     output_folder: str = flag("Where generated_sequences/ and vocabulary/ are written.")
     num_of_patients: int = flag("Patients to sample: exactly so many come out.")
     tokenizer_folder: str = flag("Folder of the vocabulary; the model's if empty.", "")
-    batch_size: int = flag("Patients that are sampled at once.", 64)
+    batch_size: int = flag(
+        "Patients that are sampled at once; 0: as many as pay, and memory holds.", 0
+    )
     buffer_size: int = flag("Patients in one Parquet file.", 1280)
     context_window: int = flag("Tokens that the model sees; 0: all it can.", 0)
     sampling_strategy: str = flag(f"One of {', '.join(STRATEGIES)}.", "TopPStrategy")
@@ -110,7 +115,7 @@ class SampleConfig:
             )
         of_histories = bool(self.history_data_path)
         for name, low in (
-            ("num_of_patients", 0 if of_histories else 1), ("batch_size", 1),
+            ("num_of_patients", 0 if of_histories else 1), ("batch_size", 0),
             ("buffer_size", 1), ("context_window", 0), ("max_tokens_per_patient", 0),
             ("top_k", 1), ("min_persons", 0), ("rollouts", 1), ("max_copied_tokens", 0),
             ("max_attempts", 1), ("num_of_shards", 1), ("shard", 1),
@@ -228,36 +233,52 @@ class Sampler:
         config: SampleConfig,
         prompts: Prompts | Forecasts | None = None,
         *,
-        mask: Mask | None = None,
-        wanted: np.ndarray | None = None,
+        rules: Mapping[str, Any] | None = None,
+        must_have: np.ndarray | None = None,
         copies: Copies | None = None,
     ) -> None:
         """Allocate the slots.
 
-        `prompts`: what histories start with, else [BOS]. `mask`: rules beside the
-        grammar's, else none. `wanted`: token ids of which a history must have one.
+        `prompts`: what histories start with, else [BOS]. `rules`: what `Mask` takes
+        beside the grammar. `must_have`: token ids of which a history must have one.
         `copies`: runs of training that it must not have.
 
         Raises InputError for a model that sees too little to go on with a history.
         """
         self.model, self.grammar, self.config = model, grammar, config
         self.prompts = prompts or Prompts(grammar)
-        self.wanted, self.copies = wanted, copies
+        self.must_have, self.copies = must_have, copies
         self.device = model.device
-        rows = config.batch_size
         self.width = context_of(model, config)
-        self.mask = mask or Mask(
+        self.batch_size = config.batch_size or self.rows_that_pay()
+        self.mask = Mask(
             grammar,
-            rows=rows,
+            rows=self.batch_size,
             device=self.device,
             min_persons=config.min_persons,
             max_tokens=config.max_tokens_per_patient or None,
+            **(rules or {}),
         )
         self.warpers = warpers(config)
         may_cut = np.isin(grammar.places, ("between", "visit", "loose"))
         self.may_cut = torch.as_tensor(may_cut, device=self.device)
         cuts = (grammar.roles == "gap") | grammar.has_kind("hour", "event")
         self.cuts = torch.as_tensor(cuts, device=self.device)
+
+    def rows_that_pay(self) -> int:
+        """Choose the rows of a batch: a power of two, decided by machine and flags."""
+        shape = shape_of(self.model.config, 1, self.width)
+        cache = 2 * math.prod(shape) * self.model.dtype.itemsize
+        row = cache + 64 * self.grammar.vocab_size  # logits, some times over
+        if self.device.type == "cuda":
+            most, memory = 1024, torch.cuda.mem_get_info(self.device)[1] * 6 // 10
+        else:
+            pages = os.sysconf("SC_PHYS_PAGES")
+            most, memory = 256, pages * os.sysconf("SC_PAGE_SIZE") // 4
+        config = self.config
+        asked = -(-config.num_of_patients // config.num_of_shards) or most
+        rows = max(min(most, memory // row), 8)
+        return min(1 << rows.bit_length() - 1, 1 << max(asked - 1, 7).bit_length())
 
     def run(self, patients: list[int]) -> Iterator[Sampled]:
         """Sample these patients; yields each as it is done.
@@ -266,7 +287,7 @@ class Sampler:
         """
         waiting = iter(patients)
         left = len(patients)
-        rows = self.config.batch_size
+        rows = self.batch_size
         self.open(rows)
         tokens = torch.full((rows,), self.grammar.bos_id, device=self.device)
         position = torch.zeros(rows, dtype=torch.long, device=self.device)
@@ -358,7 +379,7 @@ class Sampler:
         """
         if not isinstance(self.slots, Pages):
             return []
-        rows = self.config.batch_size
+        rows = self.batch_size
         tokens = torch.arange(rows) % self.grammar.vocab_size
         start = torch.zeros_like(tokens)
         full = self.logits(self.make_slots(rows), tokens, start)
@@ -477,7 +498,7 @@ class Sampler:
     def fault(self, r: int) -> str | None:
         """Say why a history must be sampled again, if it must."""
         history = self.history[r, : int(self.mask.count[r])].cpu().numpy()
-        if self.wanted is not None and not np.isin(history, self.wanted).any():
+        if self.must_have is not None and not np.isin(history, self.must_have).any():
             return "without_event"
         if self.copies is not None:
             made = history[len(self.rows[r].prompt.history) :]

@@ -518,7 +518,7 @@ def test_streams_are_uniform_and_apart():
     "flags",
     [
         {"num_of_patients": 0},
-        {"batch_size": 0},
+        {"batch_size": -1},
         {"buffer_size": 0},
         {"top_p": 0},
         {"top_p": 1.1},

@@ -342,6 +342,39 @@ def test_it_learns_more_than_frequencies(data, tmp_path):
     assert result["eval_loss"] < 0.8 * unigram
 
 
+def test_checkpointing_layers_changes_nothing(data, tmp_path):
+    run(data, tmp_path / "plain", num_train_epochs=1)
+    run(data, tmp_path / "again", num_train_epochs=1, gradient_checkpointing=True)
+    for name, found in weights(tmp_path / "again").items():
+        expected = weights(tmp_path / "plain")[name]
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_batches(data, tmp_path):
+    """As torchrun starts them: half the steps, one model, the losses of all."""
+    flags = {"num_train_epochs": 2, "logging_steps": 1, "use_cpu": True} | TINY
+    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone",
+            "--nproc_per_node", "2", "-m", "omop_gpt", "train",
+            "--data_folder", str(data), "--output_dir", str(tmp_path / "two"),
+            *map(str, words),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )  # fmt: skip
+    two = json.loads((tmp_path / "two" / "manifest.json").read_text())["result"]
+    one = run(data, tmp_path / "one", **flags)
+    assert one["steps"] // 2 <= two["steps"] <= one["steps"] // 2 + 1
+    assert two["tokens_predicted"] == one["tokens_predicted"]
+    nats = validation_nats(data, tmp_path / "two") / 20
+    assert two["eval_nats_per_patient"] == pytest.approx(nats, rel=0.01)
+    assert two["bigram_nats_per_patient"] == one["bigram_nats_per_patient"]
+
+
 def test_without_validation_it_trains_and_says_so(data, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     sequences = tmp_path / "patient_sequence"
