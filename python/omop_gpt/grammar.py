@@ -212,6 +212,14 @@ class Grammar:
         return np.isin(self.kind, [self.kinds.index(kind) for kind in kinds])
 
     @cached_property
+    def concept(self) -> np.ndarray:
+        """Concept of each token, 0 where it has none: (V,) int64."""
+        table = pq.read_table(
+            self.folder / "vocabulary.parquet", columns=["token_id", "concept_id"]
+        )
+        return table.sort_by("token_id")["concept_id"].fill_null(0).to_numpy()
+
+    @cached_property
     def moves_cursor(self) -> np.ndarray:
         """Tell which tokens move the cursor by their days: (V,) bool."""
         return np.isin(self.roles, ("gap", "move"))

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from omop_gpt.grammar import Grammar, read_csv
 from omop_gpt.packing import read_sequences
@@ -76,10 +75,6 @@ def impossible_events(grammar: Grammar, files: list[Path]) -> np.ndarray:
     would have had if it did not matter, and nobody had.
     """
     genders = np.flatnonzero(grammar.has_kind("gender"))
-    table = pq.read_table(
-        grammar.folder / "vocabulary.parquet", columns=["token_id", "concept_id"]
-    ).sort_by("token_id")
-    concept = table["concept_id"].fill_null(0).to_numpy()
     events = grammar.has_kind("event")
     impossible = np.zeros((len(genders) + 1, grammar.vocab_size), dtype=bool)
     plausible = {
@@ -88,10 +83,10 @@ def impossible_events(grammar: Grammar, files: list[Path]) -> np.ndarray:
     }
     known = set(plausible.values())
     for number, gender in enumerate(genders, start=1):
-        if concept[gender] not in known:  # unknown, other: anything may be
+        if grammar.concept[gender] not in known:  # unknown, other: anything may be
             continue
-        others = [c for c, only in plausible.items() if only != concept[gender]]
-        impossible[number] = events & np.isin(concept, others)
+        others = [c for c, only in plausible.items() if only != grammar.concept[gender]]
+        impossible[number] = events & np.isin(grammar.concept, others)
     if files:
         persons, having = np.zeros(len(genders)), np.zeros(impossible.shape)[1:]
         for _, values, counts in sequences(files, grammar):

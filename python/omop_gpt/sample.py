@@ -77,10 +77,6 @@ def wanted_demographics(config: SampleConfig, grammar: Grammar) -> np.ndarray:
     Raises InputError where a filter leaves none.
     """
     wanted = np.ones(grammar.vocab_size, dtype=bool)
-    table = pq.read_table(
-        grammar.folder / "vocabulary.parquet", columns=["token_id", "concept_id"]
-    ).sort_by("token_id")
-    concept = table["concept_id"].fill_null(0).to_numpy()
     number = grammar.number
     fits = {
         "age": (number >= config.min_age) & (number <= config.max_age),
@@ -88,7 +84,7 @@ def wanted_demographics(config: SampleConfig, grammar: Grammar) -> np.ndarray:
     }
     for kind in ("gender", "race"):
         asked = getattr(config, f"{kind}_concept_ids")
-        fits[kind] = np.isin(concept, asked) | (not asked)
+        fits[kind] = np.isin(grammar.concept, asked) | (not asked)
     for kind, fit in fits.items():
         of_kind = grammar.has_kind(kind)
         wanted &= ~of_kind | fit
