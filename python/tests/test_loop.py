@@ -17,6 +17,7 @@ import yaml
 from omop_gpt.decode import DecodeConfig, decode
 from omop_gpt.encode import EncodeConfig, encode
 from omop_gpt.grammar import Grammar
+from omop_gpt.prompts import Prompts, read_demographics
 from omop_gpt.run import RunConfig, run
 from omop_gpt.sample import SampleConfig, load_model, sample
 from omop_gpt.sampler import Sampler
@@ -347,11 +348,10 @@ def test_prompts_give_demographics_of_real_patients(loop):
     config = SampleConfig(
         model_folder=str(loop / "model"), output_folder="", num_of_patients=20
     )
-    from omop_gpt.prompts import read_demographics
-
-    prompts = read_demographics(str(loop / "patient_sequence" / "train"), grammar)
+    heads = read_demographics(str(loop / "patient_sequence" / "train"), grammar)
+    prompts = Prompts(grammar, heads)
     sampler = Sampler(load_model(loop / "model", grammar), grammar, config, prompts)
-    known = {tuple(row) for row in prompts.tolist()}
+    known = {tuple(row) for row in heads.tolist()}
     with torch.inference_mode():
         for sampled in sampler.run(list(range(20))):
             assert tuple(sampled.token_ids[:6].tolist()) in known

@@ -526,8 +526,8 @@ def test_missing_data_is_one_line(data, tmp_path):
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda p: p.name)
 def test_every_example_is_parsed(path):
     rest = ["--data_folder", "a", "--output_dir", "b", "--seed", "7"]
-    config, arguments = parse([str(path), *rest, "--hidden-size", "640"])
-    assert (config.hidden_size, arguments.seed) == (640, 7)
+    config, arguments = parse([str(path), *rest, "--hidden-size", "1536"])
+    assert (config.hidden_size, arguments.seed) == (1536, 7)
 
 
 def test_the_python_example_runs(data, tmp_path, monkeypatch, capsys):
