@@ -156,24 +156,19 @@ class Mask:
 
         `limit`: tokens after which it must end, if not those of all.
         """
-        grammar = self.grammar
-        moves = np.where(grammar.moves_cursor[history], grammar.days[history], 0)
-        is_first = {
-            kind: np.flatnonzero(grammar.has_kind(kind)[history])[:1]
-            for kind in ("year", "gender")
-        }
-        start = int(self.january[history[is_first["year"]]].sum())
-        self.state[row] = int(grammar.walk(history)[-1])
-        self.cursor[row] = start + int(moves.sum())
-        self.gender_row[row] = self.gender_row_of[history[is_first["gender"]]].sum()
+        written = torch.as_tensor(history, device=self.state.device)
+        moves = self.days[written] * self.is_move[written]
+        start = self.january[written].sum()  # of the one year that it has
+        self.state[row] = int(self.grammar.walk(history)[-1])
+        self.cursor[row] = start + moves.sum()
+        self.gender_row[row] = self.gender_row_of[written].sum()  # of one gender
         self.end_cursor[row] = self.event_row[row] = 0
-        events = np.flatnonzero(grammar.has_kind("event")[history])
+        events = self.is_event[written].nonzero()[:, 0]
         if len(events):
-            since = history[events[-1] :]
-            ends = grammar.days[since[grammar.roles[since] == "end"]]
-            day = start + int(moves[: events[-1]].sum())
-            self.end_cursor[row] = day + int(ends.sum())
-            self.event_row[row] = self.row_of_event[int(since[0])]
+            since = written[events[-1] :]
+            ends = self.days[since] * self.is_end[since]
+            self.end_cursor[row] = start + moves[: events[-1]].sum() + ends.sum()
+            self.event_row[row] = self.row_of_event[since[0]]
         self.count[row] = len(history)
         self.limit[row] = self.max_tokens if limit is None else limit
 

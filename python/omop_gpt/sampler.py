@@ -338,8 +338,9 @@ class Sampler:
                 is_shown = bool(self.rows[r].shown)
                 drawn[r] = not is_shown
                 (showing.add if is_shown else showing.discard)(r)
-            if left < len(self.rows) // 2:
-                kept = self.narrow(left)
+            size = self.narrowest(left)
+            if size < len(self.rows):
+                kept = self.narrow(size)
                 tokens, position, drawn = tokens[kept], position[kept], drawn[kept]
                 showing = {r for r, row in enumerate(self.rows) if row.shown}
 
@@ -357,13 +358,17 @@ class Sampler:
             device=self.device,
         )
 
-    def narrow(self, left: int) -> list[int]:
-        """Leave idle rows out where that changes no logit; return the rows kept."""
-        sizes = [n for n in self.sizes if left <= n < len(self.rows)]
-        if not sizes:
-            return [*range(len(self.rows))]
+    def narrowest(self, left: int) -> int:
+        """Fewest rows that hold the patients left and change no logit of theirs."""
+        rows = len(self.rows)
+        if left >= rows:  # the usual case, before anything is tried out
+            return rows
+        return min((n for n in self.sizes if left <= n), default=rows)
+
+    def narrow(self, size: int) -> list[int]:
+        """Go on with so many rows, idle ones first to go; return the rows kept."""
         kept = sorted(range(len(self.rows)), key=lambda r: self.rows[r].patient < 0)
-        kept = sorted(kept[: min(sizes)])
+        kept = sorted(kept[:size])
         self.rows = [self.rows[r] for r in kept]
         self.stream, self.history = self.stream[kept], self.history[kept]
         self.masked = {name: value[kept] for name, value in self.masked.items()}

@@ -39,7 +39,7 @@ class Slots(Cache):
         shape = shape_of(config, rows, width)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.rows = torch.arange(rows, device=device)
+        self.page, self.top = torch.arange(rows, device=device), rows
         self.columns = torch.arange(width, device=device)
         self.place(torch.zeros(rows, dtype=torch.long, device=device))
 
@@ -48,7 +48,7 @@ class Slots(Cache):
 
         A row's positions go up by one, or start over at 0.
         """
-        self.position = position
+        self.offset = position
         self.mask = (self.columns <= position[:, None])[:, None, None, :]
 
     def update(
@@ -59,11 +59,15 @@ class Slots(Cache):
         *_: Any,
         **__: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put one token's keys and values (B, heads, 1, size) into their places."""
+        """Put one token's keys and values (B, heads, 1, size) into their places.
+
+        Returns all that `attend` reads.
+        """
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys[self.rows, :, self.position] = key_states[:, :, 0].to(keys.dtype)
-        values[self.rows, :, self.position] = value_states[:, :, 0].to(values.dtype)
-        return keys, values
+        where = self.page, slice(None), self.offset
+        keys[where] = key_states[:, :, 0].to(keys.dtype)
+        values[where] = value_states[:, :, 0].to(values.dtype)
+        return keys[: self.top], values[: self.top]
 
     def attend(
         self,
@@ -129,8 +133,8 @@ class Pages(Slots):
 
     def place(self, position: torch.Tensor) -> None:
         """Say where the next token of each row goes: (B,) int64, below W."""
-        self.position = position
-        for r in (position % PAGE == 0).nonzero()[:, 0].tolist():
+        self.offset = position % PAGE
+        for r in (self.offset == 0).nonzero()[:, 0].tolist():
             if position[r] == 0:
                 self.give_back(self.pages[r])
                 self.pages[r] = []
@@ -146,21 +150,6 @@ class Pages(Slots):
         self.page = torch.tensor([pages[-1] for pages in self.pages])
         ahead = self.columns[: self.width * PAGE] > position[:, None]
         self.ahead = ahead.view(-1, self.width, 1, 1, PAGE)
-
-    def update(
-        self,
-        key_states: torch.Tensor,
-        value_states: torch.Tensor,
-        layer_idx: int,
-        *_: Any,
-        **__: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put one token's keys and values (B, heads, 1, size) into their pages."""
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        offset = self.position % PAGE
-        keys[self.page, :, offset] = key_states[:, :, 0].to(keys.dtype)
-        values[self.page, :, offset] = value_states[:, :, 0].to(values.dtype)
-        return keys[: self.top], values[: self.top]
 
     def attend(
         self,

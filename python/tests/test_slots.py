@@ -95,7 +95,7 @@ def neighbours(
 ) -> torch.Tensor:
     """Feed a history to one row while the others go their own ways; its logits."""
     generator = torch.Generator().manual_seed(seed)
-    rows = len(slots.position)
+    rows = len(slots.page)
     ends = torch.randint(2, WIDTH, (rows,), generator=generator)
     position = torch.zeros(rows, dtype=torch.long)
     for p in range(seed * 20):  # they are on their way already
