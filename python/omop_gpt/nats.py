@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from omop_gpt.grammar import Grammar
-from omop_gpt.packing import Chunks, pack, read_sequences
+from omop_gpt.packing import Chunks, pack, read_histories
 from omop_gpt.step import InputError
 from omop_gpt.trainer import ATTENTION, check_vocabulary
 
@@ -122,14 +122,11 @@ def nats_of_persons(
             nats[person] = float(sums[end - 1] - sums[start])
         waiting.clear()
 
-    for file in files:
-        for persons, values, counts in read_sequences(file, grammar):
-            ends = np.cumsum(counts)
-            for person, end, count in zip(persons, ends, counts, strict=True):
-                if count <= context:
-                    waiting.append((int(person), values[end - count : end]))
-                if sum(len(ids) for _, ids in waiting) >= PACK:
-                    score()
+    for person, history in read_histories(files, grammar):
+        if len(history) <= context:
+            waiting.append((person, history))
+        if sum(len(ids) for _, ids in waiting) >= PACK:
+            score()
     if waiting:
         score()
     return nats

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +33,7 @@ COLUMNS = ("person_id", "token_ids", "token_count")
 IGNORED = -100  # the label that torch's cross entropy leaves out
 CACHE_FORMAT = "omop-gpt chunks 1"
 Item = tuple[np.ndarray, int]
+Person = tuple[int, np.ndarray]
 
 
 @dataclass(kw_only=True)
@@ -198,6 +199,14 @@ def read_sequences(
             values.astype(np.int32, copy=False),
             counts.astype(np.int32, copy=False),
         )
+
+
+def read_histories(files: Iterable[Path], grammar: Grammar) -> Iterator[Person]:
+    """Yield each person's id and token ids, (T,) int32, of files of sequences."""
+    for file in files:
+        for persons, values, counts in read_sequences(file, grammar):
+            histories = np.split(values, np.cumsum(counts)[:-1])
+            yield from zip(persons.tolist(), histories, strict=True)
 
 
 ARRAYS = ("tokens", "starts", "lengths", "contexts")

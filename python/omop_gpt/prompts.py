@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from omop_gpt.grammar import Grammar, day_of
+from omop_gpt.packing import read_histories
 from omop_gpt.step import InputError
 
 PROMPT_TOKENS = 6  # [BOS] year age gender race ethnicity
@@ -124,7 +125,7 @@ def read_demographics(path: str, grammar: Grammar) -> np.ndarray | None:
     return prompts[is_sampled]
 
 
-def read_histories(
+def read_known(
     path: str, grammar: Grammar, index_date: str
 ) -> list[tuple[int, np.ndarray]]:
     """Person ids and histories up to the end of a day, of those who have one by then.
@@ -136,24 +137,16 @@ def read_histories(
     """
     last = day_of(index_date)
     found = []
-    for file in sequence_files(path, "history_data_path"):
-        table = pq.read_table(file, columns=["person_id", "token_ids"])
-        for person_id, token_ids in zip(
-            table["person_id"].to_pylist(),
-            table["token_ids"].to_pylist(),
-            strict=True,
-        ):
-            history = np.array(token_ids, np.int64)
-            if history.max(initial=0) >= grammar.vocab_size or not grammar.is_history(
-                history
-            ):
-                raise InputError(
-                    f"--history_data_path: {file} was written with another vocabulary "
-                    f"than {grammar.folder}: name the data of the model's encode."
-                )
-            stop = known_until(history, grammar, last)
-            if stop > PROMPT_TOKENS:
-                found.append((person_id, history[:stop]))
+    files = sequence_files(path, "history_data_path")
+    for person_id, history in read_histories(files, grammar):
+        if not grammar.is_history(history):
+            raise InputError(
+                f"--history_data_path {path} was written with another vocabulary than "
+                f"{grammar.folder}: name the data of the model's encode."
+            )
+        stop = known_until(history, grammar, last)
+        if stop > PROMPT_TOKENS:
+            found.append((person_id, history[:stop]))
     if not found:
         raise InputError(
             f"--history_data_path {path} has nobody with a history up to {index_date} "

@@ -6,6 +6,7 @@ Counted from the training sequences and from a seed; nothing here knows models.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +59,9 @@ class Copies:
         return bool(len(self.known) and (self.known[where] == runs).any())
 
 
-def sequences(
-    files: list[Path], grammar: Grammar
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Person ids, tokens and counts of all files."""
-    for file in files:
-        yield from read_sequences(file, grammar)
+def sequences(files: list[Path], grammar: Grammar) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yield person ids, tokens and counts of all files, as `read_sequences` does."""
+    return chain.from_iterable(read_sequences(file, grammar) for file in files)
 
 
 def impossible_events(grammar: Grammar, files: list[Path]) -> np.ndarray:

@@ -27,7 +27,7 @@ from omop_gpt.prompts import (
     Forecasts,
     Prompts,
     read_demographics,
-    read_histories,
+    read_known,
     sequence_files,
 )
 from omop_gpt.rules import Copies, impossible_events
@@ -129,7 +129,7 @@ def make_sampler(
         if last < grammar.first_day:
             raise InputError(f"--last_date {config.last_date}: training starts later.")
     if config.history_data_path:
-        histories = read_histories(config.history_data_path, grammar, config.index_date)
+        histories = read_known(config.history_data_path, grammar, config.index_date)
         prompts: Prompts | Forecasts = Forecasts(
             histories,
             grammar,

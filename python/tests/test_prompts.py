@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import make_grammar, make_model, random_history
 from omop_gpt.grammar import Grammar, day_of
-from omop_gpt.prompts import PROMPT_TOKENS, known_until, read_histories
+from omop_gpt.prompts import PROMPT_TOKENS, known_until, read_known
 from omop_gpt.rules import Copies, impossible_events
 from omop_gpt.sample import SampleConfig, load_model, sample
 from omop_gpt.sampler import Sampler
@@ -151,7 +151,7 @@ def test_a_history_is_known_up_to_the_index_date(grammar, people):
 
 def test_forecasts_go_on_after_the_index_date(folder, grammar, people, tmp_path):
     path = write(tmp_path / "people", people)
-    known = dict(read_histories(path, grammar, INDEX))
+    known = dict(read_known(path, grammar, INDEX))
     flags = {"history_data_path": path, "index_date": INDEX, "rollouts": 3}
     found = draw(folder, tmp_path / "out", num_of_patients=0, **flags)
     assert len(found) == 3 * len(known)
@@ -177,7 +177,7 @@ def test_a_long_history_is_shown_by_its_last_chunk(folder, grammar, people, tmp_
     """In a small context: the forecast is whole, and told what a chunk is told."""
     path = write(tmp_path / "people", people)
     flags = {"history_data_path": path, "index_date": "2009-12-31"}
-    longest = max(len(h) for _, h in read_histories(path, grammar, "2009-12-31"))
+    longest = max(len(h) for _, h in read_known(path, grammar, "2009-12-31"))
     assert longest > 64
     found = draw(
         folder, tmp_path / "out", num_of_patients=0, context_window=64, **flags
