@@ -12,6 +12,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -274,13 +275,15 @@ def sample(config: SampleConfig) -> Path:
             config.shard, config.num_of_shards, left,
         )  # fmt: skip
         return partial
-    try:
-        with alone_in(partial):
-            return finish(partial, target, grammar, job, started)
-    except (InputError, FileNotFoundError):
-        if config.num_of_shards == 1:
-            raise
-        return target  # another shard ended at the same moment, and does it
+    with ExitStack() as held:
+        if config.num_of_shards > 1:
+            try:
+                held.enter_context(alone_in(partial))
+            except (InputError, FileNotFoundError):
+                return target  # another shard ended at the same moment, and does it
+        if not partial.exists():  # or has done it
+            return target
+        return finish(partial, target, grammar, job, started)
 
 
 def job_of(config: SampleConfig, grammar: Grammar) -> dict[str, Any]:
