@@ -146,7 +146,8 @@ def read_known(
             )
         stop = known_until(history, grammar, last)
         if stop > PROMPT_TOKENS:
-            found.append((person_id, history[:stop]))
+            # a copy, so that the rest of its file need not be kept
+            found.append((person_id, history[:stop].astype(np.int64)))
     if not found:
         raise InputError(
             f"--history_data_path {path} has nobody with a history up to {index_date} "
