@@ -58,7 +58,9 @@ FAULTS = (
     ),
     (
         "answer from java side is empty|connection refused|connection reset"
-        "|error while (sending|receiving)|trying to connect to the java server",
+        "|error while (sending|receiving)|trying to connect to the java server"
+        # with nothing after it: what Java itself says follows a full stop
+        r"|error occurred while calling [\w.]+\w$",
         MachineError,
         "Spark was stopped, maybe for want of memory: free some, and run it again.",
     ),

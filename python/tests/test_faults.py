@@ -23,6 +23,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from omop_gpt.step import told_plainly
 
 pytestmark = pytest.mark.spark
 
@@ -729,6 +730,26 @@ def test_a_spark_that_does_not_start(source, output):
     with unchanged(output):
         process = encode(source, output, env={"SPARK_DRIVER_MEMORY": "1m"})
         failed(process, 1, "Spark does not start", "SPARK_DRIVER_MEMORY")
+
+
+@pytest.mark.parametrize(
+    ("said", "is_stopped"),
+    [
+        # py4j, whatever it was doing when Java went
+        ("An error occurred while calling o35.setCallSite", True),
+        ("An error occurred while calling None.org.apache.spark.Some", True),
+        ("Answer from Java side is empty", True),
+        ("[Errno 111] Connection refused", True),
+        # Java is there, and says what is wrong
+        ("An error occurred while calling o35.collect.\n: java.lang.Fault: no", False),
+        ("An error occurred while calling o35.get. Trace:\npy4j.Py4JException", False),
+    ],
+)
+def test_a_spark_that_is_gone_is_told_from_one_that_fails(said, is_stopped):
+    told = told_plainly(said, "encode")
+    assert (told is not None) == is_stopped
+    if told:
+        assert "Spark was stopped" in str(told)
 
 
 def test_a_spark_that_is_killed(source, output):
