@@ -1,14 +1,13 @@
 """Train and sample beside CEHR-GPT, on the same patients, layers, width and machine.
 
     python benchmarks/model.py beside --source OMOP --output_folder B --peer_python P
-    python benchmarks/model.py choose --source W/patient_sequence --output_folder B
     python benchmarks/model.py compare --source W --output_folder S
 
 The first encodes OMOP, exports it once more for CEHR-GPT, trains both for so many
 epochs, samples from both, and asks both for the nats of held-out patients. P is the
 Python of an environment with cehrgpt (docs/cehr-gpt.md tells how). The second
-trains families of models for the same tokens, the third prints a table of what was
-sampled into S beside the held-out patients of W. Quote ratios of one run.
+prints a table of what was sampled into S beside the held-out patients of W. Quote
+ratios of one run.
 """
 
 from __future__ import annotations
@@ -262,51 +261,6 @@ def nats(root: Path, folder: Path, python: str) -> dict[str, float]:
     }
 
 
-VARIANTS = {
-    "gpt2": {"model_type": "gpt2"},
-    "llama": {"model_type": "llama"},
-    "qwen3": {"model_type": "qwen3"},
-    "llama, untied": {"model_type": "llama", "tie_word_embeddings": "false"},
-    "gpt2, dropout 0.1": {"model_type": "gpt2", "dropout": 0.1},
-    "llama, dropout 0.1": {"model_type": "llama", "dropout": 0.1},
-}
-
-
-def choose(arguments: argparse.Namespace, extra: list[str]) -> None:
-    """Train each family for the same tokens; print nats per validation patient."""
-    import matplotlib.pyplot as plt
-
-    root = Path(arguments.output_folder)
-    root.mkdir(parents=True, exist_ok=True)
-    plt.rcParams["svg.hashsalt"] = "omop-gpt"
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, variant in VARIANTS.items():
-        if arguments.only and name not in arguments.only:
-            continue
-        out = root / name.replace(", ", "_").replace(" ", "_")
-        shutil.rmtree(out, ignore_errors=True)
-        settings = variant | {"data_folder": arguments.source, "output_dir": out}
-        run([*OURS, "train", *flags(settings), *extra], out.with_suffix(".log"))
-        manifest = json.loads((out / "manifest.json").read_text())
-        result = manifest["result"]
-        columns = ("parameters", "eval_nats_per_patient", "bigram_nats_per_patient")
-        row = {column: round(result[column], 1) for column in columns}
-        print(name, json.dumps(row | {"seconds": manifest["seconds"]}), flush=True)
-        lines = (out / "training" / "metrics.jsonl").read_text().splitlines()
-        points = [
-            (record["epoch"], record["eval_nats_per_patient"])
-            for record in map(json.loads, lines)
-            if "eval_nats_per_patient" in record
-        ]
-        axis.plot(*zip(*points, strict=True), "o-", markersize=3, label=name)
-    bigram = result["bigram_nats_per_patient"]
-    axis.axhline(bigram, color="grey", linestyle=":", label="bigram")
-    axis.set(xlabel="epochs", ylabel="nats per validation patient", yscale="log")
-    axis.legend()
-    axis.grid(alpha=0.3, which="both")
-    figure.savefig(root / "learning_curves.svg")
-
-
 def compare(arguments: argparse.Namespace, _extra: list[str]) -> None:
     """Print how long and how old sampled patients are beside those held out."""
     import numpy as np
@@ -386,7 +340,6 @@ def main() -> None:
     parsers = parser.add_subparsers(required=True)
     for name, function in (
         ("beside", beside),
-        ("choose", choose),
         ("compare", compare),
     ):
         one = parsers.add_parser(name, help=function.__doc__)
@@ -399,8 +352,6 @@ def main() -> None:
             one.add_argument("--peer_patients", type=int, default=128)
             one.add_argument("--patients", type=int, default=2000)
             one.add_argument("--batch_size", type=int, default=256)
-        if name == "choose":
-            one.add_argument("--only", nargs="+")
     arguments, extra = parser.parse_known_args()
     arguments.function(arguments, extra)
 
