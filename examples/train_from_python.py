@@ -20,7 +20,6 @@ if __name__ == "__main__":
         num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=512,
-        max_tokens_per_batch=4096,
     )
     # Any of transformers' TrainingArguments; the rest is as on the command line.
     arguments = training_arguments(

@@ -101,7 +101,11 @@ class TrainConfig:
         "per_device_train_batch_size of them are padded.",
         True,
     )
-    max_tokens_per_batch: int = flag("Most tokens in a packed batch.", 16384)
+    max_tokens_per_batch: int | None = flag(
+        "Most tokens in a packed batch; by default as many as make some 2,000 steps of "
+        "the training, between 1,024 (or one context) and 16,384.",
+        None,
+    )
     use_early_stopping: bool = flag(
         "Stop when the validation loss no longer falls.", False
     )
@@ -123,19 +127,19 @@ class TrainConfig:
             "max_tokens_per_batch",
             "early_stopping_patience",
         ):
-            if getattr(self, name) < 1:
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise InputError(f"--{name} must be at least 1.")
         if self.hidden_size % (2 * self.num_attention_heads):
             raise InputError(
                 f"--hidden_size {self.hidden_size} must be a multiple of twice "
                 f"--num_attention_heads {self.num_attention_heads}."
             )
-        if self.sample_packing and (
-            self.max_tokens_per_batch < self.max_position_embeddings
-        ):
+        most, context = self.max_tokens_per_batch, self.max_position_embeddings
+        if self.sample_packing and most is not None and most < context:
             raise InputError(
-                f"--max_tokens_per_batch {self.max_tokens_per_batch} cannot hold one "
-                f"context of --max_position_embeddings {self.max_position_embeddings}."
+                f"--max_tokens_per_batch {most} cannot hold one context of "
+                f"--max_position_embeddings {context}."
             )
         if not 0 <= self.dropout < 1:
             raise InputError("--dropout must be at least 0 and below 1.")

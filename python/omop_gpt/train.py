@@ -46,6 +46,9 @@ __all__ = ["TrainConfig", "parse", "train", "train_step", "training_arguments"]
 
 log = logging.getLogger(__name__)
 
+STEPS = 2000
+SMALLEST_PACK, LARGEST_PACK = 1024, 16_384  # tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
@@ -242,10 +245,11 @@ def _context(config: TrainConfig, start_model: Path | None) -> int:
         return config.max_position_embeddings
     kept = AutoConfig.from_pretrained(start_model, local_files_only=True)
     context = kept.max_position_embeddings
-    if config.sample_packing and config.max_tokens_per_batch < context:
+    most = config.max_tokens_per_batch
+    if config.sample_packing and most is not None and most < context:
         raise InputError(
-            f"--max_tokens_per_batch {config.max_tokens_per_batch} cannot hold one "
-            f"context of {start_model}: {context} tokens."
+            f"--max_tokens_per_batch {most} cannot hold one context of {start_model}: "
+            f"{context} tokens."
         )
     return context
 
@@ -325,10 +329,13 @@ def _batches(
     eval_chunks: Chunks,
 ) -> tuple[Packs, Packs | None]:
     """Deal both splits out into batches, as many as the processes can share evenly."""
+    most = config.max_tokens_per_batch
+    if most is None:
+        most = pack_size(train_chunks, eval_chunks, arguments.num_train_epochs)
 
     def packs(chunks: Chunks, batch_size: int, **order: int) -> Packs:
         size = (
-            {"max_tokens": config.max_tokens_per_batch}
+            {"max_tokens": most}
             if config.sample_packing
             else {"batch_size": batch_size}
         )
@@ -345,6 +352,18 @@ def _batches(
     if not len(eval_chunks):
         return train_batches, None
     return train_batches, packs(eval_chunks, arguments.per_device_eval_batch_size)
+
+
+def pack_size(train_chunks: Chunks, eval_chunks: Chunks, epochs: float) -> int:
+    """Return the tokens of a pack with which training takes some STEPS steps.
+
+    Few patients in large packs make few steps, and a model that learns little.
+    """
+    tokens = train_chunks.lengths.sum() * epochs / STEPS
+    longest = max(
+        chunks.lengths.max(initial=0) for chunks in (train_chunks, eval_chunks)
+    )
+    return max(int(longest), min(max(int(tokens), SMALLEST_PACK), LARGEST_PACK))
 
 
 def _announce(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from omop_gpt import train as training
 from omop_gpt.grammar import Grammar
-from omop_gpt.packing import Packs, Pad, pack, read_chunks
+from omop_gpt.packing import Chunks, Packs, Pad, pack, read_chunks
 from omop_gpt.settings import MODEL_TYPES
 from omop_gpt.step import InputError
 from omop_gpt.train import TrainConfig, parse, train_step
@@ -626,3 +626,27 @@ def test_training_needs_no_warehouse():
         "sys.exit(any(m in sys.modules for m in ('dbt', 'duckdb', 'pyspark')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def chunks_of(*lengths: int) -> Chunks:
+    ids = np.zeros(sum(lengths), np.int32)
+    sizes = np.array(lengths, np.int32)
+    return Chunks(
+        tokens=ids, starts=np.cumsum(sizes) - sizes, lengths=sizes,
+        contexts=np.zeros_like(sizes), patients=len(sizes), fingerprint="",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("patients", "epochs", "longest", "size"),
+    [
+        (1_000, 10, 100, 1_024),  # few: small packs
+        (20_000, 10, 100, 10_000),  # 2 million tokens, ten times
+        (1_000_000, 10, 100, 16_384),
+        (1_000, 10, 3_000, 3_000),  # one validation patient fits nevertheless
+    ],
+)
+def test_packs_are_as_large_as_leave_enough_steps(patients, epochs, longest, size):
+    trained = chunks_of(*[100] * patients)
+    found = training.pack_size(trained, chunks_of(longest), epochs)
+    assert found == size
