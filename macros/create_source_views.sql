@@ -2,7 +2,9 @@
     Make what the models read visible in the warehouse, before the run:
 
     * schema `omop`: a view of each table of source `omop`, over var('input_folder');
-    * schema `generated`: sequences and vocabulary, over var('patient_sequence_folder').
+    * schema `generated`: sequences and vocabulary, over var('patient_sequence_folder');
+    * schema `source_cdm`: the source's tables with all columns of the synthetic ones, over
+      var('source_omop_folder').
 
     Each view has the declared columns and types, so that an absent table or column is
     NULL and never an error. DuckDB counts in `omop.casts` what cannot be cast; Spark
@@ -27,8 +29,43 @@
         {%- endif %}
         {%- if var('patient_sequence_folder') %}
             {%- do create_views_of('generated', generated_readers()) %}
+            {%- do create_cdm_views(
+                omop_readers(var('source_omop_folder'))
+                if var('source_omop_folder', '') else {}
+            ) %}
         {%- endif %}
     {%- endif %}
+{% endmacro %}
+
+{#-
+    The source's tables as a whole: a model of marts/omop says the columns of each. Nothing
+    is counted or said of them: encode has done that for what it reads.
+-#}
+{% macro create_cdm_views(readers) %}
+    {%- do run_query('create schema if not exists source_cdm') %}
+    {%- for source in graph.sources.values()
+        | selectattr('source_name', 'equalto', 'source_cdm') %}
+        {%- do create_view_of(
+            {
+                'source_name': source.source_name,
+                'name': source.name,
+                'schema': source.schema,
+                'identifier': source.identifier,
+                'columns': cdm_columns(source.name),
+            },
+            readers.get(source.name)
+        ) %}
+    {%- endfor %}
+{% endmacro %}
+
+{#- The columns of a table of the synthetic CDM, by name. -#}
+{% macro cdm_columns(table) %}
+    {{- return(graph.nodes['model.omop_gpt.' ~ cdm_model(table)].columns) }}
+{% endmacro %}
+
+{#- The model that makes a table of the synthetic CDM. -#}
+{% macro cdm_model(table) %}
+    {{- return('omop_vocabulary' if table == 'vocabulary' else table) }}
 {% endmacro %}
 
 {% macro spark__create_source_views() %}

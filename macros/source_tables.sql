@@ -46,11 +46,11 @@
     {{- return(readers) }}
 {% endmacro %}
 
-{#- The table of source `omop` that a name stands for, by the name. -#}
+{#- The OMOP table that a name stands for, by the name. -#}
 {% macro omop_names() %}
     {%- set names = {} %}
     {%- for source in graph.sources.values()
-        | selectattr('source_name', 'equalto', 'omop') %}
+        | selectattr('source_name', 'in', ['omop', 'source_cdm']) %}
         {%- for name in [source.name] + source.config.meta.get('also_named', []) %}
             {%- do names.update({name: source.name}) %}
         {%- endfor %}

@@ -121,6 +121,11 @@ def decode(config: DecodeConfig) -> Path:
                 # the round trip compares with the source as it was encoded
                 **(variables_of(manifest.get("settings", {})) if round_trip else {}),
                 "input_folder": str(source.resolve()) if round_trip else "",
+                "source_omop_folder": (
+                    str(source.resolve())
+                    if config.source_omop_folder and not round_trip
+                    else ""
+                ),
                 "patient_sequence_folder": str(folder.resolve()),
                 "vocabulary_folder": str(grammar.folder.resolve()),
                 "omop_schema": config.schema,

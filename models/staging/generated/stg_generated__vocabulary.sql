@@ -18,7 +18,8 @@ typed as (
         cast(source_table as {{ dbt.type_string() }}) as source_table,
         cast(concept_id as bigint) as concept_id,
         cast(unit_concept_id as bigint) as unit_concept_id,
-        cast(source_concept_id as bigint) as source_concept_id
+        cast(source_concept_id as bigint) as source_concept_id,
+        cast(name as {{ dbt.type_string() }}) as name
     from source
 
 )

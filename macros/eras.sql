@@ -1,0 +1,42 @@
+{#-
+    Join spans that overlap or follow one another into eras, as OHDSI does: a span opens
+    an era if it starts more than `days` after the latest end of those before it.
+    `spans` names a CTE with the columns of `keys`, start_date and end_date; `columns`
+    are aggregates of the spans of an era.
+-#}
+{% macro eras(spans, keys, days, columns=[]) -%}
+    {%- set per = keys | join(', ') %}
+    select
+        {{ per }},
+        min(start_date) as start_date,
+        max(end_date) as end_date
+        {%- for column in columns %},
+        {{ column }}
+        {%- endfor %}
+    from (
+        select
+            *,
+            sum(
+                case
+                    when {{ days_between('latest_end', 'start_date') }} <= {{ days }}
+                        then 0
+                    else 1
+                end
+            ) over (
+                partition by {{ per }}
+                order by start_date, end_date
+                rows between unbounded preceding and current row
+            ) as era_number
+        from (
+            select
+                *,
+                max(end_date) over (
+                    partition by {{ per }}
+                    order by start_date, end_date
+                    rows between unbounded preceding and 1 preceding
+                ) as latest_end
+            from {{ spans }}
+        ) as looked_back
+    ) as numbered
+    group by {{ per }}, era_number
+{%- endmacro %}

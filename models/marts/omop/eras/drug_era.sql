@@ -1,0 +1,66 @@
+-- One row per person and ingredient for as long as it is taken.
+with
+
+ingredients as (
+
+    select * from {{ ref('int_drug_ingredients') }}
+
+),
+
+spans as (
+
+    select
+        exposures.person_id,
+        ingredients.ingredient_concept_id,
+        exposures.drug_exposure_start_date as start_date,
+        greatest(
+            exposures.drug_exposure_start_date, exposures.drug_exposure_end_date
+        ) as end_date
+    from {{ ref('drug_exposure') }} as exposures
+    inner join ingredients on exposures.drug_concept_id = ingredients.drug_concept_id
+    where coalesce(exposures.days_supply, 0) >= 0
+
+),
+
+-- without a gap, so that the days of each are counted once
+exposed as (
+
+    {{ eras(
+        'spans', ['person_id', 'ingredient_concept_id'], 0, ['count(*) as exposures']
+    ) }}
+
+),
+
+eras as (
+
+    {{ eras(
+        'exposed',
+        ['person_id', 'ingredient_concept_id'],
+        30,
+        [
+            'sum(exposures) as exposures',
+            'sum(' ~ days_between('start_date', 'end_date') ~ ') as exposed_days',
+        ]
+    ) }}
+
+),
+
+final as (
+
+    select
+        cast(row_number() over (
+            order by person_id, ingredient_concept_id, start_date
+        ) as bigint) as drug_era_id,
+        cast(person_id as bigint) as person_id,
+        cast(ingredient_concept_id as bigint) as drug_concept_id,
+        cast(start_date as date) as drug_era_start_date,
+        cast(end_date as date) as drug_era_end_date,
+        cast(exposures as int) as drug_exposure_count,
+        cast({{ days_between('start_date', 'end_date') }} - exposed_days as int)
+            as gap_days
+    from eras
+
+)
+
+select * from final
+order by drug_era_id
