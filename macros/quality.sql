@@ -63,7 +63,7 @@
         {%- if counts %}
             {%- do counted.append(
                 "{'check_name': '" ~ check.check_name ~ "', 'cdm_table': '" ~ table
-                ~ "', 'cdm_field': '" ~ check.cdm_field ~ "', 'concept_id': 0, "
+                ~ "', 'cdm_field': '" ~ (check.cdm_field or '') ~ "', 'concept_id': 0, "
                 ~ "'rows_violated': " ~ counts[0] ~ ", 'denominator': " ~ counts[1] ~ '}'
             ) %}
         {%- endif %}
@@ -89,14 +89,13 @@
     {%- set given = 'count(' ~ field ~ ')' %}
 
     {#- of the source, encode's cast_ledger tells what is no column and no number -#}
-    {%- if name == 'cdmTable' %}
-        {{- return(none if source_name else ['0', '1']) }}
-    {%- elif name == 'cdmField' %}
+    {%- if name == 'cdmField' %}
         {%- set lacks = '0' if check.cdm_field in columns else '1' %}
-        {{- return(none if source_name else [lacks, '1']) }}
+        {%- set lacks = '0 * count(*) + ' ~ lacks %}
+        {{- return(none if source_name else [lacks, '0 * count(*) + 1']) }}
     {%- elif name == 'cdmDatatype' %}
         {%- set is_whole = columns.get(check.cdm_field) in ('BIGINT', 'INTEGER') %}
-        {{- return(none if source_name else ['0' if is_whole else given, given]) }}
+        {{- return(none if source_name else ['0 * count(*)' if is_whole else given, given]) }}
     {%- elif check.cdm_field and check.cdm_field not in columns %}
         {{- return(none) }}
 
@@ -347,13 +346,12 @@
         ] -%}
         select
             '{{ table }}' as cdm_table,
-            '{{ column }}' as cdm_field,
             checked.{{ column }} as concept_id,
             persons.gender_concept_id,
             count(*) as row_count
         from {{ tables[table] }} as checked
         inner join persons on checked.person_id = persons.person_id
-        group by 3, 4
+        group by 2, 3
         {{ 'union all ' if not loop.last }}
         {%- endfor %}
 
@@ -365,6 +363,7 @@
             rules.concept_id as rule_concept_id,
             rules.gender_concept_id,
             rules.cdm_table,
+            rules.cdm_field,
             coalesce(ancestors.descendant_concept_id, rules.concept_id) as concept_id
         from {{ ref('plausible_genders') }} as rules
         left join {{ tables.concept_ancestor }} as ancestors
@@ -430,7 +429,7 @@
     select
         'plausibleGender' as check_name,
         gender_rules.cdm_table,
-        max(genders.cdm_field) as cdm_field,
+        gender_rules.cdm_field,
         gender_rules.rule_concept_id as concept_id,
         coalesce(sum(case
             when genders.gender_concept_id <> gender_rules.gender_concept_id
@@ -442,7 +441,7 @@
         on
             gender_rules.concept_id = genders.concept_id
             and gender_rules.cdm_table = genders.cdm_table
-    group by 2, 4
+    group by 2, 3, 4
 {%- endmacro %}
 
 {#- Passed or failed as the Dashboard says it: no threshold means not one row. -#}

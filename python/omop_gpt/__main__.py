@@ -62,6 +62,15 @@ def decode(argv: Sequence[str]) -> int:
     return 0
 
 
+def export(argv: Sequence[str]) -> int:
+    """Write the decoded tables as one DuckDB file, or into PostgreSQL."""
+    from omop_gpt.export import ExportConfig, export
+    from omop_gpt.flags import parse
+
+    export(parse(ExportConfig, "export", argv))
+    return 0
+
+
 def run(argv: Sequence[str]) -> int:
     """Run all steps, each skipped where it is done."""
     from omop_gpt.flags import parse
@@ -73,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
 
 STEPS: dict[str, Callable[[Sequence[str]], int]] = {
     step.__name__: step
-    for step in (doctor, simulate, encode, train, sample, decode, run)
+    for step in (doctor, simulate, encode, train, sample, decode, export, run)
 }
 
 

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omop_gpt import warehouse
 from omop_gpt.encode import variables_of
 from omop_gpt.flags import flag
 from omop_gpt.grammar import Grammar
+from omop_gpt.source import source_files
 from omop_gpt.step import (
     InputError,
     files_fingerprint,
     is_done,
     read_manifest,
+    versions,
     whole_folder,
     write_manifest,
 )
@@ -38,8 +43,12 @@ class DecodeConfig:
         "Where the OMOP tables are written as Parquet (the round trip writes none)."
     )
     source_omop_folder: str = flag(
-        "OMOP tables that the sequences were encoded from: the round trip compares "
-        "with them.",
+        "OMOP tables that the sequences were encoded from: their vocabulary is passed "
+        "through, their quality is measured beside, the round trip compares with them.",
+        "",
+    )
+    cdm_release_date: str = flag(
+        "Date of the release in cdm_source, YYYY-MM-DD; without it, the source's last.",
         "",
     )
     warehouse: str = flag(
@@ -105,7 +114,16 @@ def decode(config: DecodeConfig) -> Path:
         raise InputError(
             "--schema round_trip compares with the source: give --source_omop_folder."
         )
-    settings = {"schema": config.schema}
+    release = config.cdm_release_date
+    if release and not re.fullmatch(r"\d{4}-\d\d-\d\d", release):
+        raise InputError(f"--cdm_release_date {release}: write it as YYYY-MM-DD.")
+    if config.source_omop_folder:
+        source_files(config.source_omop_folder)
+    settings = {
+        "schema": config.schema,
+        "cdm_release_date": release,
+        "with_source": bool(config.source_omop_folder),
+    }
     inputs = files_fingerprint(files, folder) + grammar.fingerprint
     output = Path(config.omop_folder)
     if is_done(output, step="decode", settings=settings, inputs=inputs):
@@ -128,6 +146,9 @@ def decode(config: DecodeConfig) -> Path:
                 ),
                 "patient_sequence_folder": str(folder.resolve()),
                 "vocabulary_folder": str(grammar.folder.resolve()),
+                "cdm_release_date": release,
+                "made_by": made_by(manifest),
+                "version": versions()["omop-gpt"],
                 "omop_schema": config.schema,
                 # the round trip is a check: its rows are real ones, and stay inside
                 "omop_folder": "" if round_trip else str(partial.resolve()),
@@ -146,10 +167,61 @@ def decode(config: DecodeConfig) -> Path:
             result={
                 "vocabulary": grammar.fingerprint,
                 "rows": ledger_rows(database, config.schema),
+                "quality": {} if round_trip else say_quality(database, config.schema),
             },
         )
     shutil.rmtree(work_folder, ignore_errors=True)
     return output
+
+
+def made_by(manifest: Mapping[str, Any]) -> str:
+    """Say which model wrote the sequences; empty where they were not sampled."""
+    if manifest.get("step") != "sample":
+        return ""
+    return f"model {manifest['result'].get('model', 'unknown')[:16]}"
+
+
+def say_quality(database: Path, schema: str) -> dict[str, int]:
+    """Tell what the quality checks found; returns how many have each verdict."""
+    import duckdb
+
+    with duckdb.connect(str(database), read_only=True) as con:
+        verdicts = dict(
+            con.execute(
+                f"select verdict, count(*) from {schema}_quality.quality_report "
+                "group by 1 order by 1"
+            ).fetchall()
+        )
+        worse = con.execute(
+            "select check_name, cdm_table, cdm_field, rows_violated, denominator, "
+            f"source_rows_violated, source_denominator from {schema}_quality"
+            ".quality_report where verdict = 'failed' order by "
+            "rows_violated / denominator desc, 1, 2, 3 limit 5"
+        ).fetchall()
+        added, bare = con.execute(
+            f"select count(*) filter (vocabulary_id = 'omop-gpt'), count(*) = "
+            f"count(*) filter (vocabulary_id = 'omop-gpt') from {schema}.concept"
+        ).fetchone()
+    log.info(
+        "quality: %d of %d checks that apply are kept, %d as well as in the source",
+        verdicts.get("passed", 0) + verdicts.get("as_in_source", 0),
+        sum(verdicts.values()) - verdicts.get("not_applicable", 0),
+        verdicts.get("as_in_source", 0),
+    )
+    for name, table, field, violated, rows, source_violated, source_rows in worse:
+        log.info(
+            "quality: %s of %s: %d of %d rows, %d of %d in the source",
+            name, ".".join(filter(None, (table, field))),
+            violated, rows, source_violated, source_rows,
+        )  # fmt: skip
+    if added:
+        log.info(
+            "vocabulary: %d concepts are used and %s: added, marked with "
+            "vocabulary_id omop-gpt",
+            added,
+            "no vocabulary was given" if bare else "not in the source's table",
+        )
+    return verdicts
 
 
 def ledger_rows(database: Path, schema: str) -> dict[str, int]:

@@ -360,6 +360,17 @@ def measure(database: Path, sequences: Path) -> tuple[dict, dict]:
             "events": events,
             "tokens": int(tokens or 0),
         }
+        free = con.execute(
+            """
+            select min(first_id) from (
+                select cast(power(10, unnest(range(9, 19))) as bigint) as first_id
+            )
+            where not exists (
+                select 1 from timeline.persons
+                where person_id // first_id = 1
+            )
+            """
+        ).fetchone()[0]
         (kept,) = con.execute(
             "select count(*) from encode_steps.int_persons_kept"
         ).fetchone()
@@ -377,6 +388,8 @@ def measure(database: Path, sequences: Path) -> tuple[dict, dict]:
         "last_date": str(last or "1970-01-01"),
         "last_end_date": str(last_end or "1970-01-01"),
         "longest_history": longest,
+        # the first range 10…0 to 19…9 in which no real person_id lies
+        "synthetic_person_ids": free or 10**9,
     }
     if kept:
         log.info("encode: %d of %d persons are as before", kept, rows["persons"])

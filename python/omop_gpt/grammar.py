@@ -54,7 +54,7 @@ def save_language(
     """Put a data set's language into `folder` (new) and return its fingerprint.
 
     `grammar` holds the seeds, `timeline` the tables; `facts` are what sampling must
-    know: first_date, last_date, last_end_date, longest_history.
+    know: first_date, last_date, last_end_date, longest_history, synthetic_person_ids.
     """
     (folder / "grammar").mkdir(parents=True)
     for name in GRAMMAR_FILES:
@@ -196,6 +196,11 @@ class Grammar:
     def last_end_day(self) -> int:
         """Last day that training has, ends of events included."""
         return day_of(self.facts["last_end_date"])
+
+    @cached_property
+    def synthetic_person_ids(self) -> int:
+        """Where the ids of synthetic persons begin: no real person has one near it."""
+        return self.facts["synthetic_person_ids"]
 
     @cached_property
     def places(self) -> np.ndarray:

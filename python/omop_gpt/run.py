@@ -113,6 +113,7 @@ def run(config: RunConfig) -> Path:
         DecodeConfig(
             patient_sequence_folder=str(generated),
             omop_folder=str(output / "omop"),
+            source_omop_folder=config.input_folder,
             cpu_cores=config.cores,
             memory=config.memory,
         )

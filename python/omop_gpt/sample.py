@@ -179,7 +179,9 @@ def write_part(path: Path, rows: list[Sampled], grammar: Grammar) -> None:
     visits = grammar.has_kind("visit", "no_visit")
     lists = [row.token_ids for row in rows]
     columns = {
-        "person_id": pa.array([row.patient + 1 for row in rows], pa.int64()),
+        "person_id": pa.array(
+            [grammar.synthetic_person_ids + row.patient + 1 for row in rows], pa.int64()
+        ),
         "token_ids": pa.array(lists, pa.list_(pa.int32())),
         "token_count": pa.array([len(ids) for ids in lists], pa.int32()),
         "visit_count": pa.array([int(visits[ids].sum()) for ids in lists], pa.int32()),
@@ -335,6 +337,7 @@ def finish(
 ) -> Path:
     """Put the parts together: counts, manifest, vocabulary, and the folder's name."""
     result = total_counts(partial, grammar.fingerprint)
+    result["model"] = job["inputs"][:64]  # what its weights hash to
     (partial / "begun.json").unlink()
     for counts in partial.glob("part-*.json"):
         counts.unlink()

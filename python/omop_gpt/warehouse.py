@@ -16,6 +16,8 @@ from typing import Any
 
 from omop_gpt.step import InputError, cache_folder, told_plainly, versions
 
+# variables that change nothing of a parsed project but by whether they are set
+PLACES = ("_folder", "_warehouse", "made_by", "version", "cdm_release_date")
 CACHED = 20  # parsed projects that the user's cache keeps, of some megabytes each
 
 
@@ -40,7 +42,7 @@ def parsed_project(variables: Mapping[str, Any], warehouse: Path) -> Path:
     for name in ("models", "macros", "seeds", "tests"):
         files += (file for file in (folder / name).rglob("*") if file.is_file())
     options = {
-        name: bool(value) if name.endswith(("_folder", "_warehouse")) else value
+        name: bool(value) if name.endswith(PLACES) else value
         for name, value in variables.items()
     }
     # what was parsed holds the macros of dbt and its adapter, too

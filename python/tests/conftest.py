@@ -1,4 +1,5 @@
-"""What tests share: a small language that uses the whole grammar, and tiny models."""
+"""What tests share: a small language that uses the whole grammar, and tiny models;
+a finished run of the whole loop."""
 
 from __future__ import annotations
 
@@ -6,12 +7,16 @@ import csv
 import os
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from omop_gpt.grammar import Grammar, save_language
+from omop_gpt.run import RunConfig, run
+from omop_gpt.simulate import SimulateConfig, simulate
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 SEEDS = Path(__file__).parents[2] / "seeds" / "grammar"
@@ -20,6 +25,7 @@ FACTS = {
     "last_date": "2010-09-30",
     "last_end_date": "2010-12-31",
     "longest_history": 150,
+    "synthetic_person_ids": 10**9,
 }
 NUMBERS = {
     "year": range(1998, 2013),
@@ -252,3 +258,43 @@ def one_thread():
 @pytest.fixture(scope="session")
 def grammar(tmp_path_factory: pytest.TempPathFactory) -> Grammar:
     return make_grammar(tmp_path_factory.mktemp("language") / "vocabulary")
+
+
+LOOP_MODEL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+    "max_tokens_per_batch": 2048,
+    "num_train_epochs": 1,
+    "evaluation_strategy": "steps",
+    "eval_steps": 5,
+    "save_strategy": "steps",
+    "save_steps": 5,
+}
+
+
+@pytest.fixture(scope="session")
+def loop(tmp_path_factory):
+    """Folder of a finished run; `source/` beside it is its input."""
+    root = tmp_path_factory.mktemp("loop")
+    simulate(
+        SimulateConfig(
+            output_folder=str(root / "source"), num_of_patients=400, dirty=True
+        )
+    )
+    (root / "tiny.yaml").write_text(yaml.safe_dump(LOOP_MODEL))
+    return run(
+        RunConfig(
+            input_folder=str(root / "source"),
+            output_folder=str(root / "result"),
+            num_of_patients=100,
+            train_settings=str(root / "tiny.yaml"),
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def warehouse(loop):
+    with duckdb.connect(str(loop / "warehouse.duckdb"), read_only=True) as con:
+        yield con

@@ -29,12 +29,19 @@ last_dates as (
 final as (
 
     select
+        {% if var('made_by', '') -%}
         'Synthetic patients by omop-gpt' as cdm_source_name,
+        {%- else -%}
+        'Sequences decoded by omop-gpt' as cdm_source_name,
+        {%- endif %}
         'omop-gpt' as cdm_source_abbreviation,
         'Not stated' as cdm_holder,
-        'Synthetic data: no row is a record of a real person. '
-        || '{{ dbt.escape_single_quotes(var('made_by', '')) }}'
-        || 'Learnt from: '
+        {% if var('made_by', '') -%}
+        'Synthetic data, sampled from '
+        || '{{ dbt.escape_single_quotes(var('made_by')) }}, which was trained on '
+        {%- else -%}
+        'Decoded from sequences that were not sampled: they may be of real persons of '
+        {%- endif %}
         || coalesce(source_row.cdm_source_name, 'a source without a name')
         || '.' as source_description,
         cast(null as string) as source_documentation_reference,

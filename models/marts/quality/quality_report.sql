@@ -8,7 +8,7 @@ checks as (
         check_level,
         severity,
         cdm_table,
-        cdm_field,
+        coalesce(cdm_field, '') as cdm_field,
         threshold,
         concept_id
     from {{ ref('quality_checks') }}
@@ -18,10 +18,7 @@ checks as (
         'CONCEPT' as check_level,
         'characterization' as severity,
         cdm_table,
-        case cdm_table
-            when 'condition_occurrence' then 'condition_concept_id'
-            else 'procedure_concept_id'
-        end as cdm_field,
+        cdm_field,
         case with_descendants when 1 then 2 else 5 end as threshold,
         concept_id
     from {{ ref('plausible_genders') }}
@@ -41,19 +38,13 @@ joined as (
         on
             checks.check_name = ours.check_name
             and checks.cdm_table = ours.cdm_table
-            and (
-                checks.cdm_field = ours.cdm_field
-                or checks.check_name = 'plausibleGender'
-            )
+            and checks.cdm_field = ours.cdm_field
             and checks.concept_id = ours.concept_id
     left join {{ ref('source_quality') }} as theirs
         on
             checks.check_name = theirs.check_name
             and checks.cdm_table = theirs.cdm_table
-            and (
-                checks.cdm_field = theirs.cdm_field
-                or checks.check_name = 'plausibleGender'
-            )
+            and checks.cdm_field = theirs.cdm_field
             and checks.concept_id = theirs.concept_id
 
 ),
