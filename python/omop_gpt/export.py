@@ -26,13 +26,15 @@ class ExportConfig:
     """Write the synthetic CDM as one DuckDB file, or into a PostgreSQL database."""
 
     omop_folder: str = flag("The tables: what decode wrote.")
-    duckdb_file: str = flag("DuckDB file to make.", "")
+    duckdb_file: str = flag("DuckDB file to make; its tables are in schema main.", "")
     postgres: str = flag(
         "PostgreSQL database: a URI or libpq's keywords, such as `host=… dbname=…`. "
         "Leave the password to PGPASSWORD or a password file.",
         "",
     )
-    schema: str = flag("Schema for the tables; it must hold none of them.", "cdm")
+    schema: str = flag(
+        "PostgreSQL's schema for the tables; it must hold none of them.", "cdm"
+    )
 
 
 def export(config: ExportConfig) -> None:
@@ -55,12 +57,12 @@ def export(config: ExportConfig) -> None:
     if not config.schema.isidentifier():
         raise InputError(f"--schema {config.schema}: letters, digits and _ alone.")
     if config.duckdb_file:
-        to_duckdb(tables, Path(config.duckdb_file), config.schema)
+        to_duckdb(tables, Path(config.duckdb_file))
     if config.postgres:
         to_postgres(tables, config.postgres, config.schema)
 
 
-def to_duckdb(tables: dict[str, str], file: Path, schema: str) -> None:
+def to_duckdb(tables: dict[str, str], file: Path) -> None:
     """Copy tables into a new DuckDB file."""
     import duckdb
 
@@ -69,11 +71,10 @@ def to_duckdb(tables: dict[str, str], file: Path, schema: str) -> None:
     partial = file.with_name(f".{file.name}.partial")
     partial.unlink(missing_ok=True)
     with duckdb.connect(str(partial)) as con:
-        con.execute(f'create schema if not exists "{schema}"')
         for name, relation in tables.items():
-            con.execute(f'create table "{schema}".{name} as from {relation}')
+            con.execute(f"create table {name} as from {relation}")
     partial.rename(file)
-    log.info("wrote %d tables to schema %s of %s", len(tables), schema, file)
+    log.info("wrote %d tables to %s", len(tables), file)
 
 
 def primary_keys() -> dict[str, str]:
@@ -135,14 +136,18 @@ def copy_tables(tables: dict[str, str], connection: Any, schema: str) -> None:
             f"{column} {POSTGRES_TYPES.get(kind, kind)}" for column, kind, *_ in columns
         ]
         connection.execute(f"create table {table} ({', '.join(types)})")
-        with tempfile.NamedTemporaryFile(suffix=".csv") as text:
+        with tempfile.TemporaryDirectory() as folder:
+            text = Path(folder) / f"{name}.csv"
             (rows,) = con.execute(
-                f"copy (from {relation}) to '{text.name}' (format csv, header false)"
+                f"copy (from {relation}) to '{text}' (format csv, header false)"
             ).fetchone()
-            with connection.cursor().copy(
-                f"copy {table} from stdin (format csv)"
-            ) as copy:
-                while block := text.read(1 << 20):
+            with (
+                text.open("rb") as lines,
+                connection.cursor().copy(
+                    f"copy {table} from stdin (format csv)"
+                ) as copy,
+            ):
+                while block := lines.read(1 << 20):
                     copy.write(block)
         if name in keys:
             connection.execute(f"alter table {table} add primary key ({keys[name]})")
