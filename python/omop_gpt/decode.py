@@ -58,6 +58,9 @@ class DecodeConfig:
         "Schema for the tables; `round_trip` also compares them with the source.",
         "synthetic",
     )
+    check_quality: bool = flag(
+        "Run OHDSI's quality checks on the tables, and on the source beside.", True
+    )
     cpu_cores: int = flag("Processor cores.", os.cpu_count() or 1)
     memory: str = flag("Memory for DuckDB.", "4GB")
 
@@ -123,18 +126,22 @@ def decode(config: DecodeConfig) -> Path:
         "schema": config.schema,
         "cdm_release_date": release,
         "with_source": bool(config.source_omop_folder),
+        "check_quality": config.check_quality and not round_trip,
     }
     inputs = files_fingerprint(files, folder) + grammar.fingerprint
     output = Path(config.omop_folder)
     if is_done(output, step="decode", settings=settings, inputs=inputs):
         log.info("decode: done before, in %s", output)
         return output
+    selector = "decode" if config.check_quality else "decode_tables"
+    if round_trip:
+        selector = ROUND_TRIP
     database = Path(config.warehouse or output.parent / "warehouse.duckdb")
     work_folder = output.with_name(f".{output.name}.dbt")
     source = Path(config.source_omop_folder)
     with whole_folder(output) as partial:
         warehouse.build(
-            ROUND_TRIP if round_trip else "decode",
+            selector,
             variables={
                 # the round trip compares with the source as it was encoded
                 **(variables_of(manifest.get("settings", {})) if round_trip else {}),
@@ -167,7 +174,11 @@ def decode(config: DecodeConfig) -> Path:
             result={
                 "vocabulary": grammar.fingerprint,
                 "rows": ledger_rows(database, config.schema),
-                "quality": {} if round_trip else say_quality(database, config.schema),
+                "quality": (
+                    say_quality(database, config.schema)
+                    if settings["check_quality"]
+                    else {}
+                ),
             },
         )
     shutil.rmtree(work_folder, ignore_errors=True)
