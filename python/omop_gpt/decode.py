@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from omop_gpt import warehouse
-from omop_gpt.encode import variables_of
+from omop_gpt.encode import megabytes_of, variables_of
 from omop_gpt.flags import flag
 from omop_gpt.grammar import Grammar
 from omop_gpt.source import source_files
@@ -32,6 +32,7 @@ from omop_gpt.step import (
 
 log = logging.getLogger(__name__)
 ROUND_TRIP = "round_trip"
+TOKEN_BYTES = 32  # of a token on the way, counted and dated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,23 @@ def sequence_files(folder: Path) -> list[Path]:
     return files
 
 
+def count_tokens(files: list[Path]) -> int:
+    """Count the tokens of sequences from the footers of their files."""
+    import pyarrow.parquet as pq
+
+    total = 0
+    for file in files:
+        metadata = pq.read_metadata(file)
+        for group in range(metadata.num_row_groups):
+            columns = metadata.row_group(group)
+            total += sum(
+                columns.column(index).num_values
+                for index in range(metadata.num_columns)
+                if columns.column(index).path_in_schema.startswith("token_ids.")
+            )
+    return total
+
+
 def find_vocabulary(folder: Path) -> Path:
     """Vocabulary folder in the sequences' folder, its parent or its grandparent."""
     folder = folder.resolve()
@@ -138,6 +156,11 @@ def decode(config: DecodeConfig) -> Path:
         selector = ROUND_TRIP
     database = Path(config.warehouse or output.parent / "warehouse.duckdb")
     work_folder = output.with_name(f".{output.name}.dbt")
+    megabytes = megabytes_of(config.memory)
+    fits = count_tokens(files) * TOKEN_BYTES < megabytes * 2**20 / 2
+    if not fits:
+        work_folder.mkdir(parents=True, exist_ok=True)
+        (work_folder / "scratch.duckdb").unlink(missing_ok=True)
     source = Path(config.source_omop_folder)
     with whole_folder(output) as partial:
         warehouse.build(
@@ -164,6 +187,7 @@ def decode(config: DecodeConfig) -> Path:
             work_folder=work_folder,
             cores=config.cpu_cores,
             memory=config.memory,
+            scratch=None if fits else work_folder / "scratch.duckdb",
         )
         write_manifest(
             partial,

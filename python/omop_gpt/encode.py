@@ -277,14 +277,17 @@ def share_memory(memory: str) -> tuple[str, str]:
     Spark streams files through, and needs no more than 2 GB. Raises InputError for
     what is no size, or below 2 GB.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([gm])(?:b|ib)?", memory.strip().lower())
-    megabytes = 0
-    if found:
-        megabytes = int(float(found[1]) * (1024 if found[2] == "g" else 1))
+    megabytes = megabytes_of(memory)
     if megabytes < 2048:
         raise InputError(f"--memory {memory}: give a size of at least 2GB, as 4GB.")
     spark = min(megabytes // 4, 2048)
     return f"{megabytes - spark}MiB", f"{spark}m"
+
+
+def megabytes_of(memory: str) -> int:
+    """Return the megabytes of a size such as 4GB; 0 for what is no size."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([gm])(?:b|ib)?", memory.strip().lower())
+    return int(float(found[1]) * (1024 if found[2] == "g" else 1)) if found else 0
 
 
 def scratch_file(

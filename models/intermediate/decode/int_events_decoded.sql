@@ -20,20 +20,12 @@ visits as (
 
 ),
 
-events as (
+-- of the events that have any: most have none
+details as (
 
     select
         person_id,
         event_number,
-        min(visit_order) as visit_order,
-        min(position) as position,
-        max(source_table) as source_table,
-        max(case when kind = 'event' then token end) as event_token,
-        max(case when kind = 'event' then concept_id end) as concept_id,
-        max(unit_concept_id) as unit_concept_id,
-        max(source_concept_id) as source_concept_id,
-        max(case when kind = 'event' then cursor_date end) as event_date,
-        max(case when kind = 'event' then hour end) as hour,
         max(case when kind = 'operator' then concept_id end) as operator_concept_id,
         max(case when kind = 'value_concept' then concept_id end)
             as value_as_concept_id,
@@ -46,7 +38,39 @@ events as (
             as has_quantity,
         sum(case when role = 'end' then days end) as end_days
     from tokens
+    where role <> 'event'
     group by 1, 2
+
+),
+
+events as (
+
+    select
+        tokens.person_id,
+        tokens.event_number,
+        tokens.visit_order,
+        tokens.position,
+        tokens.source_table,
+        tokens.token as event_token,
+        tokens.concept_id,
+        tokens.unit_concept_id,
+        tokens.source_concept_id,
+        tokens.cursor_date as event_date,
+        tokens.hour,
+        details.operator_concept_id,
+        details.value_as_concept_id,
+        details.value_bin,
+        details.quantity_bin,
+        details.days_supply,
+        coalesce(details.has_number, false) as has_number,
+        coalesce(details.has_quantity, false) as has_quantity,
+        details.end_days
+    from tokens
+    left join details
+        on
+            tokens.person_id = details.person_id
+            and tokens.event_number = details.event_number
+    where tokens.role = 'event'
 
 ),
 
@@ -79,12 +103,7 @@ final as (
         persons.events_before + events.event_number as event_id,
         events.person_id,
         events.visit_order,
-        cast(
-            row_number() over (
-                partition by events.person_id, events.visit_order
-                order by events.event_number
-            ) as int
-        ) as event_order,
+        cast(events.event_number - visits.events_before as int) as event_order,
         events.position,
         events.source_table,
         events.event_token,

@@ -15,21 +15,39 @@ persons as (
 
 ),
 
-visits as (
+-- of the visits that have any
+moves as (
 
     select
         person_id,
         visit_order,
-        min(position) as position,
-        max(case when kind = 'no_visit' then 1 else 0 end) = 1 as is_loose,
-        max(case when kind = 'visit' then concept_id end) as visit_concept_id,
-        max(case when kind in ('visit', 'no_visit') then cursor_date end)
-            as visit_start_date,
-        sum(case when role = 'move' then days else 0 end) as stay_days,
+        sum(case when role = 'move' then days end) as stay_days,
         max(case when kind = 'discharge' then concept_id end)
             as discharged_to_concept_id
     from tokens
+    where role = 'move' or kind = 'discharge'
     group by 1, 2
+
+),
+
+visits as (
+
+    select
+        tokens.person_id,
+        tokens.visit_order,
+        tokens.position,
+        tokens.event_number as events_before,
+        tokens.kind = 'no_visit' as is_loose,
+        tokens.concept_id as visit_concept_id,
+        tokens.cursor_date as visit_start_date,
+        coalesce(moves.stay_days, 0) as stay_days,
+        moves.discharged_to_concept_id
+    from tokens
+    left join moves
+        on
+            tokens.person_id = moves.person_id
+            and tokens.visit_order = moves.visit_order
+    where tokens.kind in ('visit', 'no_visit')
 
 ),
 
@@ -39,6 +57,7 @@ final as (
         visits.person_id,
         visits.visit_order,
         visits.position,
+        visits.events_before,
         visits.is_loose,
         visits.visit_concept_id,
         visits.visit_start_date,
