@@ -58,16 +58,6 @@
     {%- endfor %}
 {% endmacro %}
 
-{#- The columns of a table of the synthetic CDM, by name. -#}
-{% macro cdm_columns(table) %}
-    {{- return(graph.nodes['model.omop_gpt.' ~ cdm_model(table)].columns) }}
-{% endmacro %}
-
-{#- The model that makes a table of the synthetic CDM. -#}
-{% macro cdm_model(table) %}
-    {{- return('omop_vocabulary' if table == 'vocabulary' else table) }}
-{% endmacro %}
-
 {% macro spark__create_source_views() %}
     {%- if execute and (var('input_folder') or var('input_schema', '')) %}
         {%- do run_query('create schema if not exists omop') %}

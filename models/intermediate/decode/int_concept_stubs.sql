@@ -1,4 +1,4 @@
--- One row per concept that the synthetic tables use and the source's concept table lacks.
+-- One row per concept that the synthetic tables use and the source's table lacks.
 with
 
 used as (
@@ -22,7 +22,7 @@ event_names as (
 
     select
         concept_id,
-        max(name) as concept_name
+        max(name) as name
     from {{ ref('stg_generated__vocabulary') }}
     where concept_id is not null
     group by 1
@@ -33,7 +33,7 @@ type_names as (
 
     select distinct
         type_concept_id as concept_id,
-        type_concept_name as concept_name
+        type_concept_name as name
     from {{ ref('type_concepts') }}
 
 ),
@@ -42,6 +42,7 @@ lacking as (
 
     select
         used.concept_id,
+        'Concept ' || cast(used.concept_id as {{ dbt.type_string() }}) as name,
         min(domains.domain_id) as domain_id
     from used
     left join domains
@@ -50,7 +51,7 @@ lacking as (
         used.concept_id not in (
             select concept_id from {{ source('source_cdm', 'concept') }}
         )
-    group by 1
+    group by 1, 2
 
 ),
 
@@ -61,11 +62,7 @@ final as (
         -- as the vocabularies have it
         case
             when lacking.concept_id = 0 then 'No matching concept'
-            else coalesce(
-                event_names.concept_name,
-                type_names.concept_name,
-                'Concept ' || cast(lacking.concept_id as {{ dbt.type_string() }})
-            )
+            else coalesce(event_names.name, type_names.name, lacking.name)
         end as concept_name,
         case
             when lacking.concept_id = 0 then 'Metadata'

@@ -1,6 +1,16 @@
 -- One row per table that is no token's row, and what its rows are made of.
 with
 
+ingredients as (
+
+    select
+        ingredient_concept_id,
+        bool_or(is_ingredient) as is_ingredient
+    from {{ ref('int_drug_ingredients') }}
+    group by 1
+
+),
+
 final as (
 
     select
@@ -22,13 +32,7 @@ final as (
             as made_of,
         count(*) as row_count
     from {{ ref('drug_era') }} as eras
-    inner join (
-        select
-            ingredient_concept_id,
-            bool_or(is_ingredient) as is_ingredient
-        from {{ ref('int_drug_ingredients') }}
-        group by 1
-    ) as ingredients
+    inner join ingredients
         on eras.drug_concept_id = ingredients.ingredient_concept_id
     group by 1, 2
 

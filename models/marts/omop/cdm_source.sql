@@ -1,4 +1,16 @@
 -- One row: what this CDM is.
+{%- if var('made_by', '') %}
+    {%- set name = 'Synthetic patients by omop-gpt' %}
+    {%- set description = 'Synthetic data, sampled from ' ~ var('made_by')
+        ~ ', which was trained on ' %}
+{%- else %}
+    {%- set name = 'Sequences decoded by omop-gpt' %}
+    {%- set description = 'Decoded from sequences that were not sampled: '
+        ~ 'they may be of real persons of ' %}
+{%- endif %}
+{%- set made_with = 'omop-gpt ' ~ var('version', '') %}
+{%- set release_date = "cast('" ~ var('cdm_release_date', '') ~ "' as date)"
+    if var('cdm_release_date', '') else 'cast(null as date)' %}
 with
 
 source_row as (
@@ -12,9 +24,9 @@ source_row as (
 
 vocabularies as (
 
-    select max(case when vocabulary_id = 'None' then vocabulary_version end)
-        as vocabulary_version
+    select max(vocabulary_version) as vocabulary_version
     from {{ ref('omop_vocabulary') }}
+    where vocabulary_id = 'None'
 
 ),
 
@@ -29,46 +41,32 @@ last_dates as (
 final as (
 
     select
-        {% if var('made_by', '') -%}
-        'Synthetic patients by omop-gpt' as cdm_source_name,
-        {%- else -%}
-        'Sequences decoded by omop-gpt' as cdm_source_name,
-        {%- endif %}
+        '{{ name }}' as cdm_source_name,
         'omop-gpt' as cdm_source_abbreviation,
         'Not stated' as cdm_holder,
-        {% if var('made_by', '') -%}
-        'Synthetic data, sampled from '
-        || '{{ dbt.escape_single_quotes(var('made_by')) }}, which was trained on '
-        {%- else -%}
-        'Decoded from sequences that were not sampled: they may be of real persons of '
-        {%- endif %}
+        '{{ description }}'
         || coalesce(source_row.cdm_source_name, 'a source without a name')
         || '.' as source_description,
         cast(null as string) as source_documentation_reference,
-        'omop-gpt {{ dbt.escape_single_quotes(var('version', '')) }}'
-            as cdm_etl_reference,
+        '{{ made_with }}' as cdm_etl_reference,
         coalesce(
             source_row.source_release_date, last_dates.last_date, date '1970-01-01'
         ) as source_release_date,
-        {% if var('cdm_release_date', '') -%}
-        date '{{ dbt.escape_single_quotes(var('cdm_release_date')) }}'
-        {%- else -%}
         coalesce(
-            source_row.source_release_date, last_dates.last_date, date '1970-01-01'
-        )
-        {%- endif %} as cdm_release_date,
+            {{ release_date }},
+            source_row.source_release_date,
+            last_dates.last_date,
+            date '1970-01-01'
+        ) as cdm_release_date,
         '5.4' as cdm_version,
         cast(756265 as bigint) as cdm_version_concept_id,
-        coalesce(vocabularies.vocabulary_version, 'none') as vocabulary_version
+        coalesce(vocabularies.vocabulary_version, 'none')
+            as vocabulary_version
     from source_row
     cross join vocabularies
     cross join last_dates
 
 )
 
-select
-    {%- for column in model.columns.values() %}
-    cast({{ column.name }} as {{ column.data_type }}) as {{ column.name }}
-    {{- ',' if not loop.last }}
-    {%- endfor %}
+select {{ declared_columns() }}
 from final

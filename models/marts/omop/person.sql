@@ -1,4 +1,8 @@
 -- One row per sequence: the person whose history it tells.
+{%- set mark = 'null' %}
+{%- if var('made_by', '') %}
+    {%- set mark = "'omop-gpt:' || cast(person_id as string)" %}
+{%- endif %}
 with
 
 persons as (
@@ -22,11 +26,7 @@ final as (
         cast(null as bigint) as location_id,
         cast(null as bigint) as provider_id,
         cast(null as bigint) as care_site_id,
-        {% if var('made_by', '') -%}
-        cast('omop-gpt:' || cast(person_id as string) as string) as person_source_value,
-        {%- else -%}
-        cast(null as string) as person_source_value,
-        {%- endif %}
+        cast({{ mark }} as string) as person_source_value,
         cast(null as string) as gender_source_value,
         cast(null as bigint) as gender_source_concept_id,
         cast(null as string) as race_source_value,

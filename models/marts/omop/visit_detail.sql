@@ -1,7 +1,3 @@
 -- No row: sequences know visits, not their parts.
-select
-    {%- for column in model.columns.values() %}
-        cast(null as {{ column.data_type }}) as {{ column.name }}
-        {{- ',' if not loop.last }}
-    {%- endfor %}
+select {{ declared_columns(are_null=true) }}
 where false

@@ -1,4 +1,4 @@
--- One row per check: the synthetic tables beside the source's, and whether they hold it.
+-- One row per check: the synthetic tables beside the source's, and a verdict.
 with
 
 checks as (

@@ -10,7 +10,11 @@ exposures as (
         drug_concept_id,
         drug_exposure_start_date as start_date,
         greatest(drug_exposure_start_date, drug_exposure_end_date) as end_date,
-        quantity
+        quantity,
+        {{ days_between(
+            'drug_exposure_start_date',
+            'greatest(drug_exposure_start_date, drug_exposure_end_date)'
+        ) }} + 1 as days
     from {{ ref('drug_exposure') }}
     where quantity > 0 and coalesce(days_supply, 0) >= 0
 
@@ -38,16 +42,11 @@ doses as (
         ) as unit_concept_id,
         case
             when strengths.amount_value > 0
-                then strengths.amount_value * exposures.quantity
+                then strengths.amount_value * exposures.quantity / exposures.days
             when strengths.denominator_unit_concept_id = {{ hour_concept_id }}
-                then
-                    24 * strengths.numerator_value
-                    * ({{ days_between('exposures.start_date', 'exposures.end_date') }}
-                    + 1)
-            else strengths.numerator_value * exposures.quantity
-        end
-        / ({{ days_between('exposures.start_date', 'exposures.end_date') }} + 1)
-            as dose_value
+                then 24 * strengths.numerator_value
+            else strengths.numerator_value * exposures.quantity / exposures.days
+        end as dose_value
     from exposures
     inner join strengths on exposures.drug_concept_id = strengths.drug_concept_id
 

@@ -5,8 +5,10 @@ passed as (
 
     select
         cast(concept_class_id as string) as concept_class_id,
-        cast(coalesce(concept_class_name, concept_class_id) as string) as concept_class_name,
-        cast(coalesce(concept_class_concept_id, 0) as bigint) as concept_class_concept_id
+        cast(coalesce(concept_class_name, concept_class_id) as string)
+            as concept_class_name,
+        cast(coalesce(concept_class_concept_id, 0) as bigint)
+            as concept_class_concept_id
     from {{ source('source_cdm', 'concept_class') }}
 
 ),
