@@ -244,6 +244,7 @@ def test_an_untrained_model_gives_a_thousand_valid_patients(untrained, tmp_path)
             select table_name, column_name from information_schema.columns
             where table_schema = 'synthetic' and data_type = 'DATE'
                 and column_name not like 'valid_%' -- of concepts
+                and table_name <> 'condition_era' -- may end a day later
             """
         ).fetchall()
         assert len(columns) > 10
