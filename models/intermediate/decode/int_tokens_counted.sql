@@ -29,7 +29,7 @@ vocabulary as (
 
 ),
 
--- sqlfluff cannot read a window without an order
+-- the linter cannot read a window without an order
 {{ count_tokens() }} -- noqa: PRS
 
 select
