@@ -1,13 +1,13 @@
 {#-
     The checks of OHDSI's Data Quality Dashboard that seed quality_checks lists, on the
     synthetic CDM's tables, or on the source's (source_name 'source_cdm'): one query per
-    table, with all of its checks. DuckDB only. See docs/quality.md.
+    table, with all of its checks. DuckDB only. See docs/synthetic-cdm.md.
 -#}
 {% macro quality_counts(source_name=none) -%}
     {%- set checks = seed_rows(ref('quality_checks')) if execute else [] %}
     {%- set parts = [] %}
     {%- for table in checked_tables() %}
-        {#- named for dbt's order of the run, too -#}
+        {#- asked for while dbt parses, too: that tells it the order of the run -#}
         {%- set relation = source(source_name, table) if source_name
             else ref(cdm_model(table)) %}
         {%- set counted = counts_of_table(table, relation, checks, source_name)

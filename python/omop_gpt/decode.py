@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from omop_gpt import warehouse
 from omop_gpt.encode import megabytes_of, variables_of
 from omop_gpt.flags import flag
 from omop_gpt.grammar import Grammar
-from omop_gpt.source import source_files
+from omop_gpt.source import check_file, source_files
 from omop_gpt.step import (
     InputError,
     files_fingerprint,
@@ -93,6 +93,7 @@ def count_tokens(files: list[Path]) -> int:
 
     total = 0
     for file in files:
+        check_file("generated_sequences", file)
         metadata = pq.read_metadata(file)
         for group in range(metadata.num_row_groups):
             columns = metadata.row_group(group)
@@ -136,8 +137,12 @@ def decode(config: DecodeConfig) -> Path:
             "--schema round_trip compares with the source: give --source_omop_folder."
         )
     release = config.cdm_release_date
-    if release and not re.fullmatch(r"\d{4}-\d\d-\d\d", release):
-        raise InputError(f"--cdm_release_date {release}: write it as YYYY-MM-DD.")
+    try:
+        release = str(date.fromisoformat(release)) if release else ""
+    except ValueError:
+        raise InputError(
+            f"--cdm_release_date {release}: write a date as YYYY-MM-DD."
+        ) from None
     if config.source_omop_folder:
         source_files(config.source_omop_folder)
     settings = {

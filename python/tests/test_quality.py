@@ -422,12 +422,13 @@ def test_a_source_that_is_none_is_one_line(loop, tmp_path):
                 source_omop_folder=str(tmp_path),
             )
         )
-    with pytest.raises(InputError, match="--cdm_release_date 1/2/2020"):
-        decode(
-            DecodeConfig(
-                patient_sequence_folder=str(loop / "generated_sequences"),
-                omop_folder=str(tmp_path / "omop"),
-                cdm_release_date="1/2/2020",
+    for release in ("1/2/2020", "2020-02-30"):
+        with pytest.raises(InputError, match=f"--cdm_release_date {release}"):
+            decode(
+                DecodeConfig(
+                    patient_sequence_folder=str(loop / "generated_sequences"),
+                    omop_folder=str(tmp_path / "omop"),
+                    cdm_release_date=release,
+                )
             )
-        )
     assert not (tmp_path / "omop").exists()

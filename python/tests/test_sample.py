@@ -84,7 +84,7 @@ def draw(folder: Path, output: Path, **flags) -> list[list[int]]:
     """Sample and return the histories, in the order of person_id."""
     sample(config(folder, output, **flags))
     found = read(output)
-    assert list(found) == list(range(1, len(found) + 1))
+    assert list(found) == [10**9 + 1 + n for n in range(len(found))]
     return list(found.values())
 
 
