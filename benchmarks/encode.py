@@ -206,6 +206,49 @@ def peer_source(source: Path, folder: Path) -> None:
         )
 
 
+def peer_environment(python: str, cores: int, memory: str) -> dict[str, str]:
+    """Name the settings under which its Spark steps run here."""
+    return {
+        "PYSPARK_PYTHON": python,
+        "PYSPARK_DRIVER_PYTHON": python,
+        "PYSPARK_SUBMIT_ARGS": (
+            f"--master local[{cores}] --driver-memory {memory} "
+            "--conf spark.ui.enabled=false --conf spark.ui.showConsoleProgress=false "
+            "pyspark-shell"
+        ),
+    }
+
+
+def peer_sequences(
+    root: Path, python: str, environment: dict[str, str]
+) -> list[dict[str, float]]:
+    """Time its step 1 on `root`/source: concept list, then sequences, in `root`/peer."""
+    source, peer = root / "source", root / "peer"
+    shutil.rmtree(peer, ignore_errors=True)
+    return [
+        measure(
+            [
+                python, "-m", "cehrbert_data.apps.generate_included_concept_list",
+                "-i", str(source), "-o", str(source), "--min_num_of_patients", "5",
+            ],
+            root / "peer_concepts.log",
+            environment,
+        ),
+        measure(
+            [
+                python, "-m", "cehrbert_data.apps.generate_training_data",
+                "--input_folder", str(source), "--output_folder", str(peer),
+                "--domain_table_list", "condition_occurrence", "procedure_occurrence",
+                "drug_exposure", "-d", "1985-01-01", "--att_type", "day",
+                "--inpatient_att_type", "day", "-iv", "-ip", "--include_concept_list",
+                "--include_death", "--gpt_patient_sequence",
+            ],
+            root / "peer_sequences.log",
+            environment,
+        ),
+    ]  # fmt: skip
+
+
 def beside(arguments: argparse.Namespace) -> None:
     """Encode one source with both, in turn."""
     root = Path(arguments.output_folder)
@@ -219,39 +262,12 @@ def beside(arguments: argparse.Namespace) -> None:
     ]
     for row in ours:
         print("ours", json.dumps(row), flush=True)
-    submit = (
-        f"--master local[{arguments.cores}] --driver-memory {arguments.peer_memory} "
-        "--conf spark.ui.enabled=false --conf spark.ui.showConsoleProgress=false "
-        "pyspark-shell"
-    )
     python = arguments.peer_python
-    environment = {
-        "PYSPARK_PYTHON": python,
-        "PYSPARK_DRIVER_PYTHON": python,
-        "PYSPARK_SUBMIT_ARGS": submit,
-    }
-    peer = root / "peer"
-    shutil.rmtree(peer, ignore_errors=True)
-    first = measure(
-        [
-            python, "-m", "cehrbert_data.apps.generate_included_concept_list",
-            "-i", str(source), "-o", str(source), "--min_num_of_patients", "5",
-        ],
-        root / "peer_concepts.log",
-        environment,
-    )  # fmt: skip
-    second = measure(
-        [
-            python, "-m", "cehrbert_data.apps.generate_training_data",
-            "--input_folder", str(source), "--output_folder", str(peer),
-            "--domain_table_list", "condition_occurrence", "procedure_occurrence",
-            "drug_exposure", "-d", "1985-01-01", "--att_type", "day",
-            "--inpatient_att_type", "day", "-iv", "-ip", "--include_concept_list",
-            "--include_death", "--gpt_patient_sequence",
-        ],
-        root / "peer_sequences.log",
-        environment,
-    )  # fmt: skip
+    first, second = peer_sequences(
+        root,
+        python,
+        peer_environment(python, arguments.cores, arguments.peer_memory),
+    )
     seconds = first["seconds"] + second["seconds"]
     theirs = {
         "seconds": round(seconds, 1),

@@ -1,0 +1,1 @@
+"""Fidelity, privacy and utility of synthetic patients, against real ones and anchors."""

@@ -1,0 +1,190 @@
+"""Real and synthetic patients in one form: three tables with a column `cohort`.
+
+They are made in schema `evaluation_private` of the warehouse, for they hold patients:
+
+    persons  cohort, person_id, gender_concept_id, race_concept_id, ethnicity_concept_id,
+             year_of_birth, death_date
+    visits   cohort, person_id, visit_order (from 1), visit_concept_id,
+             visit_start_date, visit_end_date
+    events   cohort, person_id, visit_order (NULL: of no visit), source_table,
+             concept_id, event_date, value_as_number, unit_concept_id
+
+Real patients are those of the timeline, under the name of their split: train,
+validation, holdout; the reserve is two cohorts, half each by chance: `ideal`, which
+poses as synthetic, and `calibration`, which tells how hard a target is to find.
+Ages are whole years, from the year of birth: a sequence tells no more.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omop_gpt.source import check_file
+from omop_gpt.step import InputError
+
+if TYPE_CHECKING:
+    import duckdb
+
+SCHEMA = "evaluation_private"
+TABLES = ("persons", "visits", "events")
+REAL = ("train", "validation", "holdout", "ideal", "calibration")
+SYNTHETIC = "synthetic"
+# id, concept, date and, where there are any, value and unit of the event tables
+EVENT_COLUMNS = {
+    "condition_occurrence": ("condition_concept_id", "condition_start_date"),
+    "drug_exposure": ("drug_concept_id", "drug_exposure_start_date"),
+    "procedure_occurrence": ("procedure_concept_id", "procedure_date"),
+    "measurement": ("measurement_concept_id", "measurement_date"),
+    "observation": ("observation_concept_id", "observation_date"),
+    "device_exposure": ("device_concept_id", "device_exposure_start_date"),
+}
+WITH_VALUES = ("measurement", "observation")
+
+
+def make_cohorts(
+    con: duckdb.DuckDBPyConnection, real_folder: Path, synthetic_folder: Path
+) -> None:
+    """Make the three tables of the timeline in `real_folder` and a CDM's Parquet files.
+
+    Raises InputError where a table that is needed is missing or cannot be read.
+    """
+    con.execute(f"create schema if not exists {SCHEMA}")
+    for table, query in real_queries(real_folder).items():
+        con.execute(f"create or replace table {SCHEMA}.{table} as {query}")
+    for table, query in synthetic_queries(synthetic_folder).items():
+        con.execute(f"insert into {SCHEMA}.{table} by name {query}")
+
+
+def real_queries(folder: Path) -> dict[str, str]:
+    """Queries of the real cohorts, over the timeline of an encode's output."""
+    tables = {name: files_of(folder / "timeline", name) for name in TABLES}
+    for name, files in tables.items():
+        if not files:
+            raise InputError(
+                f"--real_folder {folder} has no timeline/{name}/*.parquet: "
+                "name the folder that `omop-gpt encode` wrote."
+            )
+    persons, visits, events = (parquet(tables[name]) for name in TABLES)
+    # the halves of the reserve: a hash of its own, apart from that of the splits
+    split = f"""
+        select
+            person_id,
+            case
+                when split <> 'reserve' then split
+                when md5_number_upper('half:' || person_id) % 2 = 0 then 'ideal'
+                else 'calibration'
+            end as cohort
+        from {persons}
+    """
+    numbered = f"""
+        select
+            *,
+            row_number() over (
+                partition by person_id order by visit_order
+            ) as visit_number
+        from {visits}
+        where not is_loose
+    """
+    return {
+        "persons": f"""
+            select
+                cohort, person_id, gender_concept_id, race_concept_id,
+                ethnicity_concept_id, year_of_birth, death_date
+            from ({split}) inner join {persons} using (person_id)
+        """,
+        "visits": f"""
+            select
+                cohort, person_id, cast(visit_number as int) as visit_order,
+                visit_concept_id, visit_start_date, visit_end_date
+            from ({split}) inner join ({numbered}) using (person_id)
+        """,
+        "events": f"""
+            select
+                cohort, person_id, cast(visit_number as int) as visit_order,
+                source_table, concept_id, event_date, value_as_number,
+                unit_concept_id
+            from ({split}) inner join {events} as events using (person_id)
+            left join ({numbered}) as numbered using (person_id, visit_order)
+        """,
+    }
+
+
+def synthetic_queries(folder: Path) -> dict[str, str]:
+    """Queries of cohort `synthetic`, over a CDM's folders of Parquet files."""
+    person, visit = files_of(folder, "person"), files_of(folder, "visit_occurrence")
+    for name, files in {"person": person, "visit_occurrence": visit}.items():
+        if not files:
+            raise InputError(
+                f"--synthetic_folder {folder} has no {name}/*.parquet: "
+                "name the folder of OMOP tables that `omop-gpt decode` wrote."
+            )
+    death = files_of(folder, "death")
+    deaths = (
+        "select person_id, min(death_date) as death_date "
+        f"from {parquet(death)} group by 1"
+        if death
+        else "select null::bigint as person_id, null::date as death_date where false"
+    )
+    visits = f"""
+        select
+            *,
+            row_number() over (
+                partition by person_id
+                order by visit_start_date, visit_occurrence_id
+            ) as visit_number
+        from {parquet(visit)}
+    """
+    events = [
+        f"""
+        select
+            cast(events.person_id as bigint) as person_id,
+            cast(visit_number as int) as visit_order, '{table}' as source_table,
+            cast({concept} as bigint) as concept_id, cast({day} as date) as event_date,
+            {"value_as_number" if table in WITH_VALUES else "null::double"}
+                as value_as_number,
+            {"unit_concept_id" if table in WITH_VALUES else "null::bigint"}
+                as unit_concept_id
+        from {parquet(files)} as events
+        left join ({visits}) as visits using (visit_occurrence_id)
+        """
+        for table, (concept, day) in EVENT_COLUMNS.items()
+        if (files := files_of(folder, table))
+    ]
+    if not events:
+        raise InputError(
+            f"--synthetic_folder {folder} has none of {', '.join(EVENT_COLUMNS)}."
+        )
+    return {
+        "persons": f"""
+            select
+                '{SYNTHETIC}' as cohort, person_id, gender_concept_id,
+                race_concept_id, ethnicity_concept_id, year_of_birth, death_date
+            from {parquet(person)} left join ({deaths}) using (person_id)
+        """,
+        "visits": f"""
+            select
+                '{SYNTHETIC}' as cohort, person_id,
+                cast(visit_number as int) as visit_order, visit_concept_id,
+                visit_start_date, visit_end_date
+            from ({visits})
+        """,
+        "events": f"""
+            select '{SYNTHETIC}' as cohort, *
+            from ({" union all by name ".join(events)})
+        """,
+    }
+
+
+def files_of(folder: Path, table: str) -> list[Path]:
+    """Parquet files of a table; raises InputError where one is damaged."""
+    files = sorted((folder / table).glob("*.parquet"))
+    for file in files:
+        check_file(table, file)
+    return files
+
+
+def parquet(files: list[Path]) -> str:
+    """Read files, columns by their names."""
+    names = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
+    return f"read_parquet([{names}], union_by_name = true)"

@@ -1,0 +1,84 @@
+"""What a family of metrics finds: numbers for the scorecard, curves for pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number about one cohort.
+
+    `value` is NaN where the data cannot say (too few rows): it is reported as such, and
+    no gate passes on it. `ci_low` and `ci_high`: 95 % interval, NaN where none is
+    computed. `n`: persons, or targets, that the number rests on.
+    """
+
+    name: str
+    cohort: str
+    value: float
+    stratum: str = "all"
+    ci_low: float = math.nan
+    ci_high: float = math.nan
+    n: int = 0
+
+
+@dataclass
+class Results:
+    """Metrics; and aggregates for pictures, by name (each row has `cohort`)."""
+
+    metrics: list[Metric] = field(default_factory=list)
+    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def add(self, name: str, cohort: str, value: float, **more: Any) -> None:
+        """Add one metric."""
+        self.metrics.append(
+            Metric(name=name, cohort=cohort, value=float(value), **more)
+        )
+
+    def draw(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Add rows to a curve."""
+        self.curves.setdefault(name, []).extend(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """How much work an evaluation does."""
+
+    name: str
+    anchors: tuple[str, ...]
+    targets: int  # of the attacks, from the training and from the holdout each
+    bootstraps: int
+    discriminator_persons: int  # of each side
+    seed: int = 42
+
+
+PROFILES = {
+    "smoke": Profile(
+        name="smoke",
+        anchors=("ideal", "copy", "unigram"),
+        targets=500,
+        bootstraps=100,
+        discriminator_persons=1_000,
+    ),
+    "standard": Profile(
+        name="standard",
+        anchors=("ideal", "copy", "unigram"),
+        targets=10_000,
+        bootstraps=200,
+        discriminator_persons=10_000,
+    ),
+    "full": Profile(
+        name="full",
+        anchors=(
+            "ideal", "copy", "near_copy", "leak_10", "unigram", "independent", "chain",
+            "visit_shuffle",
+        ),
+        targets=10_000,
+        bootstraps=1_000,
+        discriminator_persons=20_000,
+    ),
+}  # fmt: skip
