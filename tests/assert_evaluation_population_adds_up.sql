@@ -1,5 +1,5 @@
--- Each person of a cohort is counted once, shares lie between 0 and 1, and each visit is
--- in one place.
+-- Each person of a cohort is counted once, shares lie between 0 and 1, and each visit
+-- is in one place.
 with
 
 persons as (

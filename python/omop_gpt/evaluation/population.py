@@ -431,7 +431,7 @@ def person_concepts(
         from evaluation_private.population_concepts
         inner join chosen using (source_table, concept_id)
         inner join persons using (person_id)
-        where cohort = $cohort
+        where cohort = $cohort and first_date is not null
     """
     found = con.execute(query, {"cohort": cohort, **chosen(concepts)}).fetchnumpy()
     query = (
@@ -619,7 +619,7 @@ def measure_violations(
     add("violation_gender", wrong / about if about else None)
 
     query = """
-        select rule, persons_violating / persons
+        select rule_name, persons_violating / persons
         from evaluation.clinical_violations
         where cohort = ?
     """

@@ -23,7 +23,8 @@ final as (
 
     select
         *,
-        persons / cast(sum(persons) over (partition by cohort) as double) as share
+        persons
+        / cast(sum(persons) over (partition by cohort) as double) as share -- noqa: RF04
     from counted
 
 )

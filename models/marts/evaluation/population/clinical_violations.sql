@@ -11,7 +11,7 @@ final as (
 
     select
         cohort,
-        'after_death' as rule,
+        'after_death' as rule_name,
         count(case when last_date > death_date then 1 end) as persons_violating,
         count(*) as persons
     from persons
@@ -22,7 +22,7 @@ final as (
 
     select
         cohort,
-        'before_birth' as rule,
+        'before_birth' as rule_name,
         count(case when extract(year from first_date) < year_of_birth then 1 end)
             as persons_violating,
         count(*) as persons

@@ -39,7 +39,7 @@ final as (
         counted.persons,
         counted.events,
         cohorts.cohort_persons,
-        counted.persons / cast(cohorts.cohort_persons as double) as share
+        counted.persons / cast(cohorts.cohort_persons as double) as share -- noqa: RF04
     from counted
     inner join cohorts on counted.cohort = cohorts.cohort
 

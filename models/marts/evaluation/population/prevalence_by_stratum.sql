@@ -1,8 +1,12 @@
--- One row per cohort, stratum and concept: the share of the stratum's persons who have it.
-{%- set dimensions = {
-    'gender': 'gender_concept_id', 'age': 'age_group',
-    'race': 'race_concept_id', 'decade': 'decade',
-} %}
+-- One row per cohort, stratum and concept: the share of its persons who have it.
+{%- set stratum_name -%}
+    case dimensions.dimension
+            when 'gender' then cast(gender_concept_id as {{ dbt.type_string() }})
+            when 'race' then cast(race_concept_id as {{ dbt.type_string() }})
+            when 'decade' then cast(decade as {{ dbt.type_string() }})
+            when 'age' then age_group
+        end
+{%- endset %}
 with
 
 persons as (
@@ -14,6 +18,18 @@ persons as (
 concepts as (
 
     select * from {{ ref('population_concepts') }}
+
+),
+
+dimensions as (
+
+    select 'gender' as dimension
+    union all
+    select 'race' as dimension
+    union all
+    select 'decade' as dimension
+    union all
+    select 'age' as dimension
 
 ),
 
@@ -41,36 +57,30 @@ cells as (
 
 counted as (
 
-    {% for dimension, column in dimensions.items() -%}
     select
-        cohort,
-        '{{ dimension }}' as dimension,
-        cast({{ column }} as {{ dbt.type_string() }}) as stratum,
-        source_table,
-        concept_id,
-        cast(sum(persons) as bigint) as persons,
-        cast(sum(events) as bigint) as events
+        cells.cohort,
+        dimensions.dimension,
+        {{ stratum_name }} as stratum,
+        cells.source_table,
+        cells.concept_id,
+        cast(sum(cells.persons) as bigint) as persons,
+        cast(sum(cells.events) as bigint) as events
     from cells
-    where {{ column }} is not null
+    cross join dimensions
     group by 1, 2, 3, 4, 5
-    {{ 'union all ' if not loop.last }}
-    {%- endfor %}
 
 ),
 
 strata as (
 
-    {% for dimension, column in dimensions.items() -%}
     select
-        cohort,
-        '{{ dimension }}' as dimension,
-        cast({{ column }} as {{ dbt.type_string() }}) as stratum,
+        persons.cohort,
+        dimensions.dimension,
+        {{ stratum_name }} as stratum,
         count(*) as stratum_persons
     from persons
-    where {{ column }} is not null
+    cross join dimensions
     group by 1, 2, 3
-    {{ 'union all ' if not loop.last }}
-    {%- endfor %}
 
 ),
 
@@ -79,8 +89,9 @@ final as (
     select
         counted.*,
         strata.stratum_persons,
-        counted.persons / cast(strata.stratum_persons as double) as share
+        counted.persons / cast(strata.stratum_persons as double) as share -- noqa: RF04
     from counted
+    -- who is of no stratum is NULL, and has no row
     inner join strata
         on
             counted.cohort = strata.cohort

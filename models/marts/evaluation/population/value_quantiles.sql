@@ -1,5 +1,5 @@
--- One row per cohort, concept, unit and quantile of its numbers. Actual values, not values
--- between them: numbers are often rounded, and their steps must stay steps.
+-- One row per cohort, concept, unit and quantile of its numbers. Actual values, not
+-- values between them: numbers are often rounded, and their steps must stay steps.
 with
 
 events as (

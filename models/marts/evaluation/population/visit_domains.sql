@@ -36,7 +36,7 @@ final as (
         *,
         events / cast(
             sum(events) over (partition by cohort, visit_concept_id) as double
-        ) as share
+        ) as share -- noqa: RF04
     from counted
 
 )

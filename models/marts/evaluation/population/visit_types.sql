@@ -23,7 +23,8 @@ final as (
 
     select
         *,
-        visits / cast(sum(visits) over (partition by cohort) as double) as share
+        visits
+        / cast(sum(visits) over (partition by cohort) as double) as share -- noqa: RF04
     from counted
 
 )
