@@ -86,12 +86,12 @@ def rows():
     persons, visits, events = (
         [row for part in parts for row in part[n]] for n in range(3)
     )
-    # in the holdout alone, and in the other cohort alone; none of the training
-    extra = "2005-05-05", None, None
-    for person_id in range(1, 41):
-        row = ("holdout", person_id, None, "device_exposure", 5_000, *extra)
-        events.append(row)
-        events.append(("other", person_id, None, "device_exposure", 5_001, *extra))
+    # each known to some of the cohorts alone
+    known = {5_000: ["holdout"], 5_001: ["other"], 5_002: ["train", "other"]}
+    for concept, cohorts in known.items():
+        for cohort, person_id in product(cohorts, range(1, 41)):
+            row = ("device_exposure", concept, "2005-05-05", None, None)
+            events.append((cohort, person_id, None, *row))
     persons = pd.DataFrame(persons, columns=PERSONS)
     visits = pd.DataFrame(visits, columns=VISITS)
     events = pd.DataFrame(events, columns=EVENTS)
