@@ -36,11 +36,15 @@ def world(cohort: str, size: int, *, seed: int, other: float = 0) -> tuple:
             0.3 + frailty / 3
         ) * (1 + other * np.sin(np.arange(len(CONCEPTS))))
         has[1] |= has[0] & (rng.random() < 0.7 - other)
-        # one concept of the young, one of men, and one that is never beside the first
+        # one concept of men but for few; one of the young, one of men, and one that is
+        # never beside the first
+        few = person_id <= 8 or rng.random() < other
+        has[4] = (rng.random() < 0.7) & (gender == MALE or few)
         has[3] = (rng.random() < 0.5) & ((birth > 1960) | (rng.random() < other))
         has[-1] = (rng.random() < 0.6) & ((gender == MALE) | (rng.random() < other))
         has[2] = (rng.random() < 0.8) & (~has[0] | (rng.random() < other))
-        day = np.datetime64(f"{max(birth, 1990) + int(rng.integers(0, 10))}-01-15")
+        entry = max(birth, 1990) + int(rng.integers(0, 10))
+        day = np.datetime64(f"{entry}-01-15")
         count = int(rng.poisson(2 * frailty + other))
         for order in range(1, count + 1):
             kind = int(rng.choice([9201, 9202, 9203], p=[0.35, 0.5, 0.15]))
@@ -68,7 +72,7 @@ def world(cohort: str, size: int, *, seed: int, other: float = 0) -> tuple:
         if rng.random() < 0.2:
             death = day - 30 if rng.random() < other / 2 else day + 5
         if other and person_id % 50 == 0:
-            birth = 2030
+            birth = entry + 1
         race = int(rng.choice([8527, 8515, 0], p=[0.6, 0.3, 0.1]))
         persons.append((cohort, person_id, gender, race, 38003564, birth, death))
     return persons, visits, events
