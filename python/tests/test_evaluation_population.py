@@ -433,6 +433,21 @@ def test_numbers(found, rows):
     assert found["value_ks_far", "all"] == pytest.approx(expected)
 
 
+def test_quantiles_are_numbers_that_occur(con, rows):
+    values = of(rows[2], "holdout")
+    x = values[(values.concept_id == 4_002)].value_as_number.dropna()
+    query = """
+        select quantile, value_as_number
+        from evaluation.value_quantiles
+        where cohort = 'holdout' and concept_id = 4002
+        order by 1
+    """
+    found = np.array(con.execute(query).fetchall())
+    assert found[:, 0] == pytest.approx(np.arange(1, 200) / 200)
+    expected = np.quantile(x, found[:, 0], method="inverted_cdf")
+    np.testing.assert_array_equal(found[:, 1], expected)
+
+
 def test_numbers_that_are_not_there_and_their_units(found, rows):
     _, _, events = rows
     events = events[events.source_table == "measurement"]
