@@ -79,7 +79,7 @@ class EvaluateConfig:
         f"How much work: {', '.join(PROFILES)}; only full runs all anchors.", "standard"
     )
     warehouse: str = flag(
-        "DuckDB file for the marts; without it, <synthetic_folder>/../warehouse.duckdb.",
+        "DuckDB file of the marts; without it, <synthetic_folder>/../warehouse.duckdb.",
         "",
     )
     seed: int = flag("Seed of anchors, targets and classifiers.", 42)

@@ -85,10 +85,10 @@ class Attacker:
         self.others = self.vectors(OTHERS).first(profile.targets)
 
     def vectors(self, cohort: str) -> Vectors:
-        """Read a cohort; persons in the order of a hash, so that any first n are a sample.
+        """Read a cohort; persons in the order of a hash: any first n are a sample.
 
-        Ages are divided by 100, years of birth counted from 2000 too: both have the same
-        scale in every cohort.
+        Ages are divided by 100, and years of birth, counted from 2000: both have the
+        same scale in every cohort.
         """
         found = self.con.execute(
             """
@@ -126,9 +126,7 @@ class Attacker:
         year = np.ma.filled(found["year_of_birth"].astype(float), np.nan)
         rows[:, head] = np.nan_to_num(age) / 100
         rows[:, head + 1] = (np.nan_to_num(year, nan=2000.0) - 2000) / 100
-        persons = {
-            person: row for row, person in enumerate(found["person_id"].tolist())
-        }
+        row_of = {person: row for row, person in enumerate(found["person_id"].tolist())}
         self.con.execute(
             "create or replace temp table vector_concepts "
             "(source_table varchar, concept_id bigint, place integer)"
@@ -144,7 +142,7 @@ class Attacker:
             "where cohort = ?",
             [cohort],
         ).fetchnumpy()
-        places = [persons[person] for person in pairs["person_id"].tolist()]
+        places = [row_of[person] for person in pairs["person_id"].tolist()]
         rows[places, head + 2 + pairs["place"]] = 1
         races = [v for c, v in self.categories if c == "race_concept_id"]
         race = np.ma.filled(found["race_concept_id"], 0)
@@ -193,7 +191,7 @@ _attackers: dict[int, Attacker] = {}
 
 
 def attacker_of(con: duckdb.DuckDBPyConnection, profile: Profile) -> Attacker:
-    """Return the attacker on this connection; made once, for the targets are the same."""
+    """Return the attacker on this connection, made once: the targets are the same."""
     held = _attackers.get(id(con))
     if held is None or held.con is not con or held.profile != profile:
         _attackers.clear()
@@ -206,12 +204,12 @@ def measure(
 ) -> None:
     """Attack cohort `candidate`; `con` has the cohorts and the marts.
 
-    Adds membership_*, nnaa_loss, attribute_*, exact_copy_*, ngram_copy_*, dcr_share, and
-    the curves membership_roc, nearest_distances and ngram_copies.
+    Adds membership_*, nnaa_loss, attribute_*, exact_copy_*, ngram_copy_*, dcr_share,
+    and the curves membership_roc, nearest_distances and ngram_copies.
     """
     attacker = attacker_of(con, profile)
     measure_copies(con, candidate, results)
-    measure_ngrams(con, candidate, profile, results)
+    measure_ngrams(con, candidate, results)
     members, others = attacker.members, attacker.others
     release = attacker.vectors(candidate)
     least = min(len(members.rows), len(others.rows))
@@ -237,9 +235,9 @@ def measure_membership(
 ) -> None:
     """Tell members by how near the release comes to them.
 
-    The score of a target is its distance to real persons of neither side less that to the
-    release, so that persons who are near to everybody do not count as found (calibrated
-    by difficulty, as Watson et al., 2022).
+    The score of a target is its distance to real persons of neither side, less that to
+    the release, so that persons who are near to everybody do not count as found
+    (calibrated by difficulty, as Watson et al., 2022).
     """
     score = np.concatenate(
         [before - after for before, after in zip(attacker.difficulty, distances)]
@@ -306,7 +304,11 @@ def add_attack(
     )  # fmt: skip
     for rate, suffix in zip(FALSE_ALARMS, ("1", "01")):
         samples = [
-            found_at(np.repeat(members, w.astype(int)), np.repeat(others, v.astype(int)), rate)
+            found_at(
+                np.repeat(members, w.astype(int)),
+                np.repeat(others, v.astype(int)),
+                rate,
+            )
             for w, v in zip(*weights)
         ]  # fmt: skip
         low, high = interval(np.array(samples))
@@ -330,8 +332,8 @@ def add_attack(
 def found_at(members: np.ndarray, others: np.ndarray, rate: float) -> float:
     """Share of members above the threshold that a share `rate` of others is above.
 
-    Members and others at the threshold itself count by the part of the others there that
-    the rate allows.
+    Members at the threshold itself count by the part of the others there that the rate
+    allows.
     """
     ordered = np.sort(others)[::-1]
     place = rate * len(ordered)
@@ -353,8 +355,8 @@ def measure_adversary(
     """Ask whether targets lie nearer to the release than to the training.
 
     Nearest-neighbour adversarial accuracy (Yale et al., 2020) from the targets' side: a
-    person of the holdout is as often nearer to one as to the other, and so is one of the
-    training, left out there, unless the release knows it. The loss is the difference of
+    person of the holdout is as often nearer to one as to the other, and so is one of
+    the training, left out there, unless the release knows it. The loss is the difference of
     the two; 0 for a perfect release, 0.5 for a copy. All of both are searched.
     """
     nearer = [
@@ -437,8 +439,8 @@ def measure_copies(
 ) -> None:
     """Count histories that equal a real one, to the day and the concept.
 
-    Of persons with ten events or more. What is equal to the holdout, brought to the size
-    of the training, is chance.
+    Of persons with ten events or more. What is equal to the holdout, brought to the
+    size of the training, is chance.
     """
     persons, of_train, of_holdout = con.execute(
         """
@@ -467,7 +469,7 @@ def measure_copies(
 
 
 def measure_ngrams(
-    con: duckdb.DuckDBPyConnection, candidate: str, profile: Profile, results: Results
+    con: duckdb.DuckDBPyConnection, candidate: str, results: Results
 ) -> None:
     """Count runs of words that stand in the training, beyond those in the holdout.
 

@@ -72,7 +72,7 @@ Draw = Callable[["Source"], "Figure | None"]
 
 
 class Source:
-    """What pictures are drawn from: marts by query, curves by name, names of concepts."""
+    """What pictures are drawn from: marts, curves, and names of concepts."""
 
     def __init__(
         self,
@@ -187,8 +187,8 @@ def draw_prevalence(source: Source) -> Figure | None:
     for table in dict.fromkeys(row[0] for row in found):
         points = [row for row in found if row[0] == table]
         axis.scatter(
-            [r[1] for r in points], [max(r[2], least) for r in points], s=9, label=table,
-            alpha=0.7,
+            [r[1] for r in points], [max(r[2], least) for r in points],
+            s=9, label=table, alpha=0.7,
         )  # fmt: skip
     far = sorted(
         found,
@@ -253,8 +253,8 @@ def draw_histograms(source: Source) -> Figure | None:
         for cohort in (REAL, SYNTHETIC):
             rows = source.rows(
                 "select bin, sum(frequency) from evaluation.histograms where "
-                "cohort = ? and measure = ? and (measure <> 'length_of_stay' or bin > 0) "
-                "group by 1 order by 1",
+                "cohort = ? and measure = ? "
+                "and (measure <> 'length_of_stay' or bin > 0) group by 1 order by 1",
                 cohort, measure,
             )  # fmt: skip
             if rows:
@@ -411,8 +411,8 @@ PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
         "Who they are",
         "Prevalence",
         draw_prevalence,
-        "One point per concept. In the grey band a difference is what chance makes; the "
-        "fifteen farthest are named.",
+        "One point per concept. In the grey band a difference is what chance makes; "
+        "the fifteen farthest are named.",
     ),
     (
         "Who they are",
@@ -532,22 +532,23 @@ def header(report: Mapping[str, Any]) -> str:
     wrong = [name for name, is_right in report["anchors"].items() if not is_right]
     if wrong:
         lines.append(
-            f"The evaluation itself is in doubt: {', '.join(wrong)} did not come out as "
-            "it must."
+            f"The evaluation itself is in doubt: {', '.join(wrong)} did not come out "
+            "as it must."
         )
     lines.append(
-        "Privacy gates say that the attacks listed here did no better on persons of the "
-        "training than on persons whom no model saw. They do not say that the data is "
-        "anonymous, and they say nothing of attacks that were not tried. Where the source "
-        "is itself synthetic, they test the tool and not the privacy of anybody."
+        "Privacy gates say that the attacks listed here did no better on persons of "
+        "the training than on persons whom no model saw. They do not say that the "
+        "data is anonymous, and they say nothing of attacks that were not tried. Where "
+        "the source is itself synthetic, they test the tool, and nobody's privacy."
     )
     body = "</p><p>".join(lines)
     return (
         "<h1>Synthetic patients, judged</h1>"
         f"<p>{persons.get(SYNTHETIC, 0):,} synthetic persons beside "
         f"{persons.get(REAL, 0):,} real ones whom the model never saw; trained on "
-        f"{persons.get('train', 0):,}. Model {escape(run['model'][:16] or 'not named')}, "
-        f"profile {run['profile']}, run {run['run_id']}.</p>"
+        f"{persons.get('train', 0):,}. Model "
+        f"{escape(run['model'][:16] or 'not named')}, profile {run['profile']}, "
+        f"run {run['run_id']}.</p>"
         f"<div class='verdict {verdict['outcome']}'><p>{body}</p></div>"
     )
 
@@ -649,7 +650,7 @@ def protocol(report: Mapping[str, Any]) -> str:
         "versions": ", ".join(f"{k} {v}" for k, v in report["versions"].items()),
         "folders": ", ".join(f"{k} {v}" for k, v in report["folders"].items() if v),
         "not run": ", ".join(not_run) or "nothing of the gates",
-        "not tried": "canaries, attacks with outside knowledge, a formal privacy bound; "
+        "not tried": "canaries, attacks with outside knowledge, a formal bound; "
         "one set of synthetic patients, not several of different seeds",
     }
     rows = "".join(

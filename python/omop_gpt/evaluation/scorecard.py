@@ -245,7 +245,10 @@ def add_to_scorecard(
         f"({', '.join(['?'] * 19)})",
         [
             [
-                *(run[name] for name in ("run_id", "version", "model", "profile", "seed")),
+                *(
+                    run[name]
+                    for name in ("run_id", "version", "model", "profile", "seed")
+                ),
                 *(
                     row[name]
                     for name in (
