@@ -356,8 +356,8 @@ def measure_adversary(
 
     Nearest-neighbour adversarial accuracy (Yale et al., 2020) from the targets' side: a
     person of the holdout is as often nearer to one as to the other, and so is one of
-    the training, left out there, unless the release knows it. The loss is the difference of
-    the two; 0 for a perfect release, 0.5 for a copy. All of both are searched.
+    the training, left out there, unless the release knows it. The loss is the
+    difference of the two; 0 for a perfect release, 0.5 for a copy. All is searched.
     """
     nearer = [
         (release < training) + 0.5 * (release == training)
