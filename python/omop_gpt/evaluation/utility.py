@@ -115,13 +115,14 @@ class Learner:
         if len(np.unique(rows.labels)) < 2:
             return Predictor(self, reads, None, rows.labels[:1])
         estimator = (
-            LogisticRegression(C=0.1, max_iter=500)
+            LogisticRegression(C=0.03, max_iter=500)
             if model == "logistic"
             else HistGradientBoostingClassifier(
-                max_iter=60,
-                max_leaf_nodes=15,
+                learning_rate=0.15,
+                max_iter=40,
+                max_leaf_nodes=8,
                 min_samples_leaf=40,
-                max_features=0.5,
+                max_features=0.3,
                 early_stopping=False,
                 random_state=self.seed,
             )

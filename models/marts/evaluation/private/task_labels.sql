@@ -8,6 +8,10 @@
     {'task': 'next_visit_type'},
     {'task': 'los_over_3', 'visit': 'inpatient'},
 ] %}
+{%- set index_date %}
+        case when tasks.at_end then visit_end_date else visit_start_date end
+            as index_date
+{%- endset %}
 with
 
 persons as (
@@ -53,6 +57,34 @@ visit_days as (
 
 ),
 
+onsets as (
+
+    select
+        events.cohort,
+        events.person_id,
+        condition_order,
+        min(events.event_date) as onset_date
+    from {{ source('cohorts', 'events') }} as events
+    inner join {{ ref('incident_conditions') }} using (concept_id)
+    where events.source_table = 'condition_occurrence'
+    group by 1, 2, 3
+
+),
+
+onsets_by_person as (
+
+    select
+        cohort,
+        person_id,
+        {%- for number in range(1, 5) %}
+        max(case when condition_order = {{ number }} then onset_date end)
+            as onset_{{ number }}{{ ',' if not loop.last }}
+        {%- endfor %}
+    from onsets
+    group by 1, 2
+
+),
+
 -- a person is followed from the first record to the last one, or to death
 followed_persons as (
 
@@ -63,6 +95,9 @@ followed_persons as (
         persons.race_concept_id,
         persons.year_of_birth,
         persons.death_date,
+        {%- for number in range(1, 5) %}
+        onsets_by_person.onset_{{ number }},
+        {%- endfor %}
         least(
             visit_days.first_date, coalesce(event_days.first_date, visit_days.first_date)
         ) as first_date,
@@ -75,10 +110,11 @@ followed_persons as (
     from persons
     inner join visit_days using (cohort, person_id)
     left join event_days using (cohort, person_id)
+    left join onsets_by_person using (cohort, person_id)
 
 ),
 
-numbered_visits as (
+visits as (
 
     select
         *,
@@ -88,27 +124,39 @@ numbered_visits as (
         sum(case when visit_type = '{{ type }}' then 1 else 0 end) over (person)
             as {{ type }}_visits,
         {%- endfor %}
-        {{ dbt.hash(dbt.concat([
-            "'index:'", 'cast(person_id as ' ~ dbt.type_string() ~ ')',
-            "':'", 'cast(visit_order as ' ~ dbt.type_string() ~ ')',
-        ])) }} as visit_hash
+        row_number() over (
+            partition by cohort, person_id
+            order by
+                {{ dbt.hash(dbt.concat([
+                    "'index:'", 'cast(person_id as ' ~ dbt.type_string() ~ ')',
+                    "':'", 'cast(visit_order as ' ~ dbt.type_string() ~ ')',
+                ])) }},
+                visit_order
+        ) as draw_order
     from typed_visits
     window person as (partition by cohort, person_id order by visit_order)
 
 ),
 
--- The first of a condition counts wherever it was noted.
-onsets as (
+followed_visits as (
 
     select
-        events.cohort,
-        events.person_id,
-        concat('incident_', concept_id) as task,
-        min(events.event_date) as outcome_date
-    from {{ source('cohorts', 'events') }} as events
-    inner join {{ ref('incident_conditions') }} using (concept_id)
-    where events.source_table = 'condition_occurrence'
-    group by 1, 2, 3
+        visits.*,
+        followed_persons.gender_concept_id,
+        followed_persons.race_concept_id,
+        followed_persons.year_of_birth,
+        followed_persons.death_date,
+        {%- for number in range(1, 5) %}
+        followed_persons.onset_{{ number }},
+        {%- endfor %}
+        followed_persons.first_date,
+        followed_persons.last_date
+    from visits
+    inner join followed_persons using (cohort, person_id)
+    where
+        {{ days_between(
+            'followed_persons.first_date', 'visits.visit_end_date'
+        ) }} >= 365
 
 ),
 
@@ -120,9 +168,10 @@ tasks as (
         '{{ task.task }}' as task,
         '{{ task.visit | default('any') }}' as visit_type,
         {{ task.at_end | default(false) }} as at_end,
-        {{ task.least_age | default('-1000') }} as least_age,
+        {{ task.least_age | default('null') }} as least_age,
         {{ task.horizon | default(0) }} as horizon,
-        {{ task.survives | default(false) }} as survives
+        {{ task.survives | default(false) }} as survives,
+        0 as condition_order
     union all
     {%- endfor %}
     select
@@ -131,7 +180,8 @@ tasks as (
         false as at_end,
         18 as least_age,
         1095 as horizon,
-        false as survives
+        false as survives,
+        condition_order
     from {{ ref('incident_conditions') }}
 
 ),
@@ -139,71 +189,73 @@ tasks as (
 dated as (
 
     select
-        *,
-        case when at_end then visit_end_date else visit_start_date end as index_date
-    from numbered_visits
+        followed_visits.*,
+        tasks.task,
+        tasks.least_age,
+        tasks.horizon,
+        tasks.survives,
+        {{ index_date | trim }},
+        case tasks.condition_order
+            {%- for number in range(1, 5) %}
+            when {{ number }} then onset_{{ number }}
+            {%- endfor %}
+        end as onset_date
+    from followed_visits
     inner join tasks
-        on tasks.visit_type in ('any', numbered_visits.visit_type)
-
-),
-
-eligible as (
-
-    select
-        dated.*,
-        followed.gender_concept_id,
-        followed.race_concept_id,
-        followed.death_date,
-        extract(year from dated.index_date) - followed.year_of_birth as age
-    from dated
-    inner join followed_persons as followed using (cohort, person_id)
-    left join onsets using (cohort, person_id, task)
-    where
-        {{ days_between('followed.first_date', 'dated.index_date') }} >= 365
-        -- followed to the horizon, or to death
-        and (
-            followed.death_date is not null
-            or {{ days_between('dated.index_date', 'followed.last_date') }}
-            >= dated.horizon
-        )
-        -- alive on the day; at the horizon too, where death would hide the outcome
-        and (
-            followed.death_date is null
-            or {{ days_between('dated.index_date', 'followed.death_date') }}
-            > case when dated.survives then dated.horizon else 0 end
-        )
-        and (
-            dated.least_age <= -1000
-            or extract(year from dated.index_date) - followed.year_of_birth
-            >= dated.least_age
-        )
-        -- at risk: a condition that is there cannot begin
-        and (onsets.outcome_date is null or onsets.outcome_date > dated.index_date)
-        and (dated.task <> 'next_visit_type' or dated.next_visit_type is not null)
+        on tasks.visit_type in ('any', followed_visits.visit_type)
 
 ),
 
 drawn as (
 
     select
-        *,
-        row_number() over (
-            partition by task, cohort, person_id order by visit_hash, visit_order
-        ) as draw
-    from eligible
+        task,
+        cohort,
+        person_id,
+        min(draw_order) as draw_order
+    from dated
+    where
+        {{ days_between('first_date', 'index_date') }} >= 365
+        and (
+            least_age is null
+            or extract(year from index_date) - year_of_birth >= least_age
+        )
+        -- followed to the horizon, or to death
+        and (
+            death_date is not null
+            or {{ days_between('index_date', 'last_date') }} >= horizon
+        )
+        -- alive on the day; at the horizon too, where death would hide the outcome
+        and (
+            death_date is null
+            or {{ days_between('index_date', 'death_date') }}
+            > case when survives then horizon else 0 end
+        )
+        -- at risk: a condition that is there cannot begin
+        and (onset_date is null or onset_date > index_date)
+        and (task <> 'next_visit_type' or next_visit_type is not null)
+    group by 1, 2, 3
 
 ),
 
 indices as (
 
-    select * from drawn
-    where draw = 1
+    select
+        followed_visits.*,
+        tasks.task,
+        tasks.horizon,
+        {{ index_date | trim }}
+    from drawn
+    inner join followed_visits using (cohort, person_id, draw_order)
+    inner join tasks using (task)
 
 ),
 
 outcomes as (
 
-    select * from onsets
+    select cohort, person_id, task, onset_date as outcome_date
+    from onsets
+    inner join tasks using (condition_order)
     union all
     select cohort, person_id, 'mortality365' as task, death_date as outcome_date
     from persons
@@ -261,7 +313,9 @@ final as (
                 else 0
             end as int
         ) as label,
-        cast(indices.age as int) as age,
+        cast(
+            extract(year from indices.index_date) - indices.year_of_birth as int
+        ) as age,
         indices.gender_concept_id,
         indices.race_concept_id,
         cast(indices.inpatient_visits as int) as inpatient_visits,
