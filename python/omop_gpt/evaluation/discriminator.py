@@ -1,8 +1,8 @@
-"""Can a classifier tell synthetic patients from real ones, and by what?
+"""How well a classifier tells synthetic patients from real ones, and by what.
 
-It learns from histories in a few numbers (model person_summaries) and counts of the most
-frequent concepts. An area under its ROC curve of 0.5 says that it cannot; the features
-that it needs where it can are where the generator errs.
+It learns from histories in a few numbers (model person_summaries) and counts of the
+most frequent concepts. An area under its ROC curve of 0.5 says that it cannot; the
+features that it needs where it can are where the generator errs.
 """
 
 from __future__ import annotations
@@ -135,9 +135,7 @@ def measure(
             )
 
 
-def persons_per_side(
-    con: duckdb.DuckDBPyConnection, candidate: str, most: int
-) -> int:
+def persons_per_side(con: duckdb.DuckDBPyConnection, candidate: str, most: int) -> int:
     """Persons of each side: as many as the smaller one has, and at most `most`."""
     counts = con.execute(
         "select count(*) filter (cohort = ?), count(*) filter (cohort = ?) "
@@ -224,9 +222,7 @@ def permutation_importance(
     for column in range(features.shape[1]):
         shuffled = features.copy()
         rng.shuffle(shuffled[:, column])
-        losses[column] = (
-            whole - auroc(outcomes, model.predict_proba(shuffled)[:, 1])[0]
-        )
+        losses[column] = whole - auroc(outcomes, model.predict_proba(shuffled)[:, 1])[0]
     return losses
 
 

@@ -1,13 +1,14 @@
-"""Do models trained on synthetic patients predict what happens to real ones?
+"""What models trained on synthetic patients predict of real ones.
 
 Train on synthetic, test on real (TSTR; Esteban et al., 2017): each prediction task of
-model task_labels is learnt from the candidate and tested on the holdout, beside the same
-model learnt from real training patients (TRTR), and from their age, sex and race alone
-(the floor). A row is a person, so that bootstrap samples are of persons.
+model task_labels is learnt from the candidate and tested on the holdout, beside the
+same model learnt from real training patients (TRTR), and from their age, sex and race
+alone (the floor). A row is a person, so that bootstrap samples are of persons.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,8 +19,11 @@ from scipy import sparse
 from scipy.special import logit
 from scipy.stats import spearmanr
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.feature_selection import SelectKBest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from omop_gpt.evaluation.auroc import auroc, interval, person_weights
 
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 TRAIN, TEST = "train", "holdout"
 MODELS = ("logistic", "boosting")
 CONCEPTS = 500  # the most frequent of the training patients
+SELECTED = 100  # columns that boosting reads: by the F statistic in its training rows
 VISITS = ("inpatient_visits", "emergency_visits", "outpatient_visits", "other_visits")
 # at most so many training rows of a task, the same of every cohort
 TRAINING_ROWS = {"smoke": 20_000, "standard": 20_000, "full": 50_000}
@@ -86,49 +91,45 @@ class Rows:
 
 @dataclass(frozen=True)
 class Learner:
-    """How one task is learnt.
-
-    `classes`: those asked for: of two, the one that is 1. `common`: the columns of
-    counts that boosting reads, which one in a hundred training patients has.
-    """
+    """How one task is learnt. `classes`: those asked for; of 0 and 1, that is 1."""
 
     classes: np.ndarray
-    common: np.ndarray
     seed: int
 
     def truth(self, rows: Rows) -> np.ndarray:
         """Return the labels, 0 or 1, of each class: (rows, classes)."""
         return (rows.labels[:, None] == self.classes).astype(int)
 
-    def inputs(self, rows: Rows, model: str) -> np.ndarray | sparse.csr_array:
-        """Return what a model reads: (rows, columns)."""
-        if model == "floor":
-            return rows.demographics
-        known = np.hstack([rows.demographics, rows.history])
-        if model == "logistic":
-            return sparse.hstack([known, rows.counts], format="csr")
-        return np.hstack([known, rows.counts[:, self.common].toarray()])
-
     def learn(self, model: str, rows: Rows, *, floor: bool = False) -> Predictor:
-        """Train a model, on demographics alone for the floor."""
-        reads = "floor" if floor else model
+        """Train a model, on demographics alone for the floor.
+
+        Their settings were chosen on the validation split of simulated patients.
+        """
         if len(np.unique(rows.labels)) < 2:
-            return Predictor(self, reads, None, rows.labels[:1])
-        estimator = (
-            LogisticRegression(C=0.03, max_iter=500)
-            if model == "logistic"
-            else HistGradientBoostingClassifier(
-                learning_rate=0.15,
-                max_iter=40,
-                max_leaf_nodes=8,
-                min_samples_leaf=40,
-                max_features=0.3,
-                early_stopping=False,
-                random_state=self.seed,
+            return Predictor(self, None, rows.labels[:1], floor)
+        read = inputs(rows, floor)
+        estimator = LogisticRegression(C=0.03, max_iter=500)
+        if model == "boosting":
+            # what says nothing alone costs most of the time
+            estimator = make_pipeline(
+                SelectKBest(k=min(SELECTED, read.shape[1])),
+                FunctionTransformer(sparse.csr_array.toarray, accept_sparse=True),
+                HistGradientBoostingClassifier(
+                    learning_rate=0.15,
+                    max_iter=40,
+                    max_leaf_nodes=8,
+                    min_samples_leaf=40,
+                    max_features=0.3,
+                    early_stopping=False,
+                    random_state=self.seed,
+                ),
             )
-        )
-        estimator.fit(self.inputs(rows, reads), rows.labels)
-        return Predictor(self, reads, estimator, estimator.classes_)
+        with warnings.catch_warnings():
+            # concepts that no training patient of the task has
+            warnings.filterwarnings("ignore", "Features")
+            warnings.filterwarnings("ignore", "invalid value encountered in divide")
+            estimator.fit(read, rows.labels)
+        return Predictor(self, estimator, estimator.classes_, floor)
 
 
 @dataclass(frozen=True)
@@ -136,21 +137,43 @@ class Predictor:
     """A trained model; without an estimator, it only knows one class, or none."""
 
     learner: Learner
-    reads: str
-    estimator: LogisticRegression | HistGradientBoostingClassifier | None
+    estimator: LogisticRegression | Pipeline | None
     known: np.ndarray
+    floor: bool
 
     def __call__(self, rows: Rows) -> np.ndarray:
         """Return the chance of each class that is asked for: (rows, classes)."""
+        if not len(rows.labels):
+            return np.empty((0, len(self.learner.classes)))
         of_known = (
             np.ones((len(rows.labels), len(self.known)))
             if self.estimator is None
-            else self.estimator.predict_proba(self.learner.inputs(rows, self.reads))
+            else self.estimator.predict_proba(inputs(rows, self.floor))
         )
         chance = np.zeros((len(rows.labels), len(self.learner.classes)))
         for column, wanted in enumerate(self.learner.classes):
             chance[:, column] = of_known[:, self.known == wanted].sum(axis=1)
         return chance
+
+
+def inputs(rows: Rows, floor: bool = False) -> sparse.csr_array:
+    """Return what a model reads: (rows, columns)."""
+    if floor:
+        return sparse.csr_array(rows.demographics)
+    return sparse.hstack([rows.demographics, rows.history, rows.counts], format="csr")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model and its test: `truth` and `chance` are (rows, classes) of the holdout.
+
+    `areas`: its AUROC there, then that in each bootstrap sample.
+    """
+
+    predictor: Predictor
+    truth: np.ndarray
+    chance: np.ndarray
+    areas: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -169,17 +192,27 @@ class Reference:
     learners: dict[str, Learner]
     person_ids: np.ndarray
     weights: np.ndarray
-    trained: dict[tuple[str, str, int, bool], Predictor] = field(default_factory=dict)
+    trained: dict[tuple[str, str, int, bool], Trained] = field(default_factory=dict)
 
-    def predictor(
+    def trained_on(
         self, task: str, model: str, rows: int, *, floor: bool = False
-    ) -> Predictor:
-        """Return the model trained on the first rows of the real training patients."""
+    ) -> Trained:
+        """Return a model of the first rows of the real training patients, tested."""
         key = task, model, rows, floor
         if key not in self.trained:
             some = self.train[task].first(rows)
-            self.trained[key] = self.learners[task].learn(model, some, floor=floor)
+            learner = self.learners[task]
+            self.trained[key] = self.tested(
+                task, learner.learn(model, some, floor=floor)
+            )
         return self.trained[key]
+
+    def tested(self, task: str, predictor: Predictor) -> Trained:
+        """Return a model with what it predicts of the holdout."""
+        test = self.test[task]
+        chance, truth = predictor(test), predictor.learner.truth(test)
+        areas = macro_auroc(truth, chance, self.weights_of(test))
+        return Trained(predictor, truth, chance, areas)
 
     def weights_of(self, rows: Rows) -> np.ndarray:
         """Return how often each row is in each bootstrap sample: (samples, rows)."""
@@ -194,113 +227,118 @@ def measure(
 ) -> None:
     """Add what models trained on a candidate are worth on real patients.
 
-    Strata are task/model, or a mean over tasks: of a model, or `all`. What is
-    of the real training patients (trtr_…, floor_auroc) is added once, as cohort train.
+    Strata are task/model, or over the tasks: of a model, or `all`. What is of the real
+    training patients (trtr_…, floor_auroc) is added once, as cohort train.
+
+    The relative utility is (TSTR - floor) / (TRTR - floor), the mean of tasks weighted
+    by that margin, as otherwise the tasks with the least to learn would weigh most.
     """
     reference = make_reference(con, profile)
-    if not any(metric.name == "trtr_auroc" for metric in results.metrics):
+    if not any(metric.cohort == TRAIN for metric in results.metrics):
         measure_real(reference, results)
     limit = TRAINING_ROWS.get(profile.name, TRAINING_ROWS["standard"])
-    persons, candidate_rows = load(con, candidate, limit, reference.races)
+    persons, rows_of = load(con, candidate, limit, reference.races)
     share = persons / max(reference.persons, 1)
-    share = 1.0 if share >= FULL_SHARE else share
-    gaps: dict[str, np.ndarray] = {}  # the estimate first, then the bootstrap samples
-    utilities: dict[str, np.ndarray] = {}
-    agreements: dict[str, float] = {}
+    gaps: dict[str, np.ndarray] = {}
+    margins: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    agreements = []
     for task in reference.tasks:
-        if task not in reference.learners or task not in candidate_rows:
+        if task not in reference.learners or not rows_of:
             for model in MODELS:
-                for metric in ("tstr_auroc", "tstr_auroc_difference"):
-                    results.add(metric, candidate, np.nan, stratum=f"{task}/{model}")
-            if task not in reference.learners or not candidate_rows:
-                continue
-        learner, test = reference.learners[task], reference.test[task]
-        rows = candidate_rows.get(task, test.first(0))
+                results.add("tstr_auroc", candidate, np.nan, stratum=f"{task}/{model}")
+            continue
+        rows = rows_of.get(task, reference.test[task].first(0))
         real = reference.train[task]
-        real_rows = min(len(real.labels), round(real.total * share))
-        truth, weights = learner.truth(test), reference.weights_of(test)
+        size = len(real.labels)
+        if share < FULL_SHARE:
+            size = min(size, round(real.total * share))
         for model in MODELS:
+            names = {"cohort": candidate, "task": task, "model": model}
             stratum = f"{task}/{model}"
-            predictor = learner.learn(model, rows)
-            of_real = reference.predictor(task, model, real_rows)
-            floor = reference.predictor(task, model, len(real.labels), floor=True)
-            chance = predictor(test)
-            area, real_area, floor_area = (
-                macro_auroc(truth, some(test), weights)
-                for some in (predictor, of_real, floor)
-            )
-            for name, value in scores(truth, chance).items():
-                low, high = interval(area[1:]) if name == "auroc" else (np.nan, np.nan)
-                results.add(
-                    f"tstr_{name}",
-                    candidate,
-                    value,
-                    stratum=stratum,
-                    ci_low=low,
-                    ci_high=high,
-                    n=len(truth),
-                )
+            learnt = reference.tested(task, reference.learners[task].learn(model, rows))
+            of_real = reference.trained_on(task, model, size)
+            floor = reference.trained_on(task, model, len(real.labels), floor=True)
+            add_scores(results, "tstr", learnt, names)
+            gaps[stratum] = of_real.areas - learnt.areas
+            count = len(learnt.truth)
             add(
-                results, "tstr_auroc_difference", candidate, area - real_area, stratum,
-                len(truth),
+                results, "tstr_auroc_difference", candidate, -gaps[stratum], stratum,
+                count,
             )  # fmt: skip
-            gaps[stratum] = real_area - area
-            if real_area[0] - floor_area[0] >= LEAST_MARGIN:
-                margin = real_area - floor_area
-                # samples in which reality has no margin say nothing
-                margin[margin < LEAST_MARGIN / 3] = np.nan
-                utilities[stratum] = (area - floor_area) / margin
-                add(
-                    results, "relative_utility", candidate, utilities[stratum],
-                    stratum, len(truth),
-                )  # fmt: skip
-            else:
-                results.add("relative_utility", candidate, np.nan, stratum=stratum)
-            results.add(
-                "trts_auroc",
-                candidate,
-                macro_auroc(learner.truth(rows), of_real(rows))[0],
-                stratum=stratum,
-                n=len(rows.labels),
+            margin = of_real.areas - floor.areas
+            utility = np.full(1, np.nan)
+            if margin[0] >= LEAST_MARGIN:
+                margins[stratum] = learnt.areas - floor.areas, margin
+                utility = ratio(*margins[stratum])
+            add(results, "relative_utility", candidate, utility, stratum, count)
+            backwards = macro_auroc(
+                reference.learners[task].truth(rows), of_real.predictor(rows)
             )
-            low, high = interval(area[1:])
+            add(results, "trts_auroc", candidate, backwards, stratum, len(rows.labels))
+            low, high = interval(learnt.areas[1:])
             results.draw(
                 "utility_auroc",
                 [
-                    {
-                        "cohort": candidate,
-                        "task": task,
-                        "model": model,
-                        "tstr": float(area[0]),
+                    names
+                    | {
+                        "tstr": float(learnt.areas[0]),
                         "ci_low": low,
                         "ci_high": high,
-                        "trtr": float(real_area[0]),
-                        "floor": float(floor_area[0]),
-                        "persons": len(truth),
+                        "trtr": float(of_real.areas[0]),
+                        "floor": float(floor.areas[0]),
+                        "persons": count,
                     }
                 ],
             )
-            results.draw(
-                "utility_calibration",
-                calibration(truth, chance, cohort=candidate, task=task, model=model),
-            )
-            if model == "logistic" and profile.name == "full":
+            is_linear = model == "logistic"
+            if is_linear and profile.name == "full":
                 augment(reference, task, rows, candidate, results)
-            if model == "logistic" and profile.name != "smoke" and len(truth[0]) == 1:
-                agreements[task] = agreement(of_real, predictor, test)
+            if is_linear and profile.name != "smoke" and learnt.truth.shape[1] == 1:
+                alike = agreement(of_real.predictor, learnt.predictor, reference, task)
+                agreements.append(alike)
                 results.add(
-                    "importance_agreement", candidate, agreements[task], stratum=task,
-                    n=len(truth),
-                )  # fmt: skip
-    for stratum in ("all", *MODELS):
-        chosen = stack(gaps, stratum)
-        add(results, "tstr_gap_mean", candidate, chosen.mean(axis=0), stratum)
-        add(results, "tstr_gap_worst", candidate, chosen.max(axis=0), stratum)
-        chosen = stack(utilities, stratum).mean(axis=0)
-        add(results, "relative_utility", candidate, chosen, stratum)
+                    "importance_agreement", candidate, alike, stratum=task, n=count
+                )
+    for model in ("all", *MODELS):
+        chosen = np.array([gaps[key] for key in gaps if is_of(model, key)])
+        if not len(chosen):
+            chosen = np.full((1, 1), np.nan)
+        add(results, "tstr_gap_mean", candidate, chosen.mean(axis=0), model)
+        add(results, "tstr_gap_worst", candidate, chosen.max(axis=0), model)
+        pairs = [margins[key] for key in margins if is_of(model, key)]
+        utility = ratio(*np.sum(pairs, axis=0)) if pairs else np.full(1, np.nan)
+        add(results, "relative_utility", candidate, utility, model)
     if profile.name != "smoke":
-        value = np.mean(list(agreements.values())) if agreements else np.nan
+        value = np.mean(agreements) if agreements else np.nan
         results.add("importance_agreement", candidate, value)
+
+
+def is_of(model: str, stratum: str) -> bool:
+    """Whether a stratum task/model is of the model, or of any."""
+    return model in ("all", stratum.split("/")[1])
+
+
+def ratio(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    """Divide, where the whole is more than a trace; NaN elsewhere."""
+    nothing = np.full(len(parts), np.nan)
+    return np.divide(parts, wholes, out=nothing, where=wholes > LEAST_MARGIN / 3)
+
+
+def add_scores(
+    results: Results, prefix: str, trained: Trained, names: dict[str, str]
+) -> None:
+    """Add how good a model is, and its calibration curve."""
+    stratum, count = f"{names['task']}/{names['model']}", len(trained.truth)
+    found = scores(trained.truth, trained.chance)
+    for name, value in found.items():
+        results.add(
+            f"{prefix}_{name}", names["cohort"], value, stratum=stratum, n=count
+        )
+    add(results, f"{prefix}_auroc", names["cohort"], trained.areas, stratum, count)
+    results.draw(
+        "utility_calibration",
+        [names | row for row in calibration(trained.truth, trained.chance)],
+    )
 
 
 def add(
@@ -318,56 +356,35 @@ def add(
     )
 
 
-def stack(by_stratum: dict[str, np.ndarray], model: str) -> np.ndarray:
-    """Samples of all tasks, of one model or all: (tasks, samples); NaN if none is."""
-    chosen = [
-        samples
-        for stratum, samples in by_stratum.items()
-        if model in ("all", stratum.split("/")[1])
-    ]
-    return np.array(chosen) if chosen else np.full((1, 2), np.nan)
-
-
 def measure_real(reference: Reference, results: Results) -> None:
     """Add what models of the real training patients are worth, and the floor."""
-    for task, learner in reference.learners.items():
-        test, rows = reference.test[task], len(reference.train[task].labels)
-        truth, weights = learner.truth(test), reference.weights_of(test)
+    for task in reference.learners:
+        size, count = (
+            len(part[task].labels) for part in (reference.train, reference.test)
+        )
         for model in MODELS:
-            stratum = f"{task}/{model}"
-            chance = reference.predictor(task, model, rows)(test)
-            floor = reference.predictor(task, model, rows, floor=True)(test)
-            found = scores(truth, chance)
-            del found["auroc"]
-            for name, value in found.items():
-                results.add(
-                    f"trtr_{name}", TRAIN, value, stratum=stratum, n=len(truth)
-                )
-            for name, some in (("trtr_auroc", chance), ("floor_auroc", floor)):
-                samples = macro_auroc(truth, some, weights)
-                add(results, name, TRAIN, samples, stratum, len(truth))
-            results.draw(
-                "utility_calibration",
-                calibration(truth, chance, cohort=TRAIN, task=task, model=model),
-            )
+            names = {"cohort": TRAIN, "task": task, "model": model}
+            trained = reference.trained_on(task, model, size)
+            floor = reference.trained_on(task, model, size, floor=True)
+            add_scores(results, "trtr", trained, names)
+            add(results, "floor_auroc", TRAIN, floor.areas, f"{task}/{model}", count)
 
 
 def augment(
     reference: Reference, task: str, rows: Rows, candidate: str, results: Results
 ) -> None:
-    """Add what the candidate adds to a few real patients: AUROC with it, less without."""
+    """Add what a candidate adds to a few real patients: AUROC with it less without."""
     learner, test = reference.learners[task], reference.test[task]
-    truth, weights = learner.truth(test), reference.weights_of(test)
     for size in SMALL_SIZES:
-        alone = reference.predictor(task, "logistic", size)
-        both = learner.learn(
-            "logistic", reference.train[task].first(size).joined(rows)
+        both = reference.train[task].first(size).joined(rows)
+        gain = (
+            reference.tested(task, learner.learn("logistic", both)).areas
+            - reference.trained_on(task, "logistic", size).areas
         )
-        gain = macro_auroc(truth, both(test), weights) - macro_auroc(
-            truth, alone(test), weights
-        )
-        stratum = f"{task}/{size}"
-        add(results, "augmentation_gain", candidate, gain, stratum, len(truth))
+        add(
+            results, "augmentation_gain", candidate, gain, f"{task}/{size}",
+            len(test.labels),
+        )  # fmt: skip
 
 
 def macro_auroc(
@@ -390,12 +407,11 @@ def macro_auroc(
 def scores(truth: np.ndarray, chance: np.ndarray) -> dict[str, float]:
     """How good predictions are, each score the mean over the classes.
 
-    auroc, auprc (average precision), brier, observed_expected (cases over the sum of
+    auprc (average precision), brier, observed_expected (cases over the sum of
     chances) and calibration_slope (1: neither over- nor underfitted).
     """
     pairs = list(zip(truth.T, chance.T))
     by_name = {
-        "auroc": [auroc(*pair)[0] for pair in pairs],
         "auprc": [average_precision_score(*pair) for pair in pairs],
         "brier": [np.mean((some - cases) ** 2) for cases, some in pairs],
         "observed_expected": [
@@ -415,14 +431,12 @@ def calibration_slope(cases: np.ndarray, chance: np.ndarray) -> float:
     return float(fitted.coef_[0, 0])
 
 
-def calibration(
-    truth: np.ndarray, chance: np.ndarray, **names: str
-) -> Iterator[dict[str, object]]:
+def calibration(truth: np.ndarray, chance: np.ndarray) -> Iterator[dict[str, object]]:
     """Mean chance and share of cases in tenths of the predictions, classes together."""
     order = np.argsort(chance, axis=None, kind="stable")
     for number, part in enumerate(np.array_split(order, BINS), 1):
         if len(part):
-            yield names | {
+            yield {
                 "bin": number,
                 "chance": float(chance.flat[part].mean()),
                 "observed": float(truth.flat[part].mean()),
@@ -430,7 +444,9 @@ def calibration(
             }
 
 
-def agreement(of_real: Predictor, of_candidate: Predictor, test: Rows) -> float:
+def agreement(
+    of_real: Predictor, of_candidate: Predictor, reference: Reference, task: str
+) -> float:
     """Spearman's correlation of the importance of features, real and candidate.
 
     Importance: loss of AUROC where the feature is shuffled, in logistic regressions; of
@@ -438,23 +454,21 @@ def agreement(of_real: Predictor, of_candidate: Predictor, test: Rows) -> float:
     """
     if of_real.estimator is None or of_candidate.estimator is None:
         return np.nan
-    learner = of_real.learner
-    inputs = learner.inputs(test, "logistic").tocsc()
+    learner, test = of_real.learner, reference.test[task]
+    read = inputs(test).tocsc()
     # twice as many by the size of their effect, then the rest by what is measured
     spread = np.sqrt(
-        np.maximum(
-            inputs.power(2).mean(axis=0) - np.square(inputs.mean(axis=0)), 0
-        )
+        np.maximum(read.power(2).mean(axis=0) - np.square(read.mean(axis=0)), 0)
     )
     effect = np.abs(of_real.estimator.coef_[0]) * spread
     columns = np.argsort(-effect, kind="stable")[: 2 * IMPORTANT]
-    features = inputs[:, columns].toarray()
+    features = read[:, columns].toarray()
     cases = learner.truth(test)[:, 0]
     rng = np.random.default_rng(learner.seed)
     shuffled = features[rng.permutation(len(features))]
     losses = []
     for predictor in (of_real, of_candidate):
-        log_odds = predictor.estimator.decision_function(inputs)
+        log_odds = predictor.estimator.decision_function(read)
         coefficients = predictor.estimator.coef_[0, columns]
         whole = auroc(cases, log_odds)[0]
         changes = (shuffled - features) * coefficients
@@ -509,7 +523,6 @@ def make_reference(con: duckdb.DuckDBPyConnection, profile: Profile) -> Referenc
             is_binary = set(np.unique(train[task].labels)) == {0, 1}
             learners[task] = Learner(
                 np.array([1] if is_binary else enough),
-                common_columns(train[task].counts),
                 profile.seed,
             )
     ids = [rows.person_ids for rows in test.values()]
@@ -524,12 +537,6 @@ def make_reference(con: duckdb.DuckDBPyConnection, profile: Profile) -> Referenc
         person_ids=person_ids,
         weights=person_weights(len(person_ids), profile.bootstraps, profile.seed),
     )
-
-
-def common_columns(counts: sparse.csr_array) -> np.ndarray:
-    """Columns that are not 0 in at least one row in a hundred."""
-    rows_with = np.bincount(counts.indices, minlength=counts.shape[1])
-    return np.flatnonzero(rows_with >= max(counts.shape[0] / 100, 1))
 
 
 def load(
