@@ -477,7 +477,8 @@ def agreement(
         )
     real, other = np.array(losses)
     chosen = np.argsort(-real, kind="stable")[:IMPORTANT]
-    if np.ptp(real[chosen]) == 0 or np.ptp(other[chosen]) == 0:
+    chosen = chosen[real[chosen] != 0]
+    if len(chosen) < 3 or np.ptp(real[chosen]) == 0 or np.ptp(other[chosen]) == 0:
         return np.nan
     return float(spearmanr(real[chosen], other[chosen]).statistic)
 
