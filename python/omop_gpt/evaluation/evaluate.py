@@ -24,7 +24,6 @@ from omop_gpt.evaluation import (
     discriminator,
     population,
     privacy,
-    temporal,
     utility,
 )
 from omop_gpt.evaluation.anchors import make_anchors
@@ -56,7 +55,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FAMILIES = {
-    "fidelity": (population, temporal, discriminator),
+    "fidelity": (population, discriminator),
     "utility": (utility,),
     "privacy": (privacy,),
 }
