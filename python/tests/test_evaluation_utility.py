@@ -116,9 +116,8 @@ def con(tmp_path_factory):
                 frame = pd.DataFrame(
                     some, columns=[c[0] for c in columns], dtype=object
                 )
-                con.execute(
-                    f"insert into evaluation_private.{table} select * from frame"
-                )
+                con.register("frame", frame)
+                con.execute(f"insert into evaluation_private.{table} from frame")
     done = subprocess.run(
         [
             sys.executable, "-m", "dbt.cli.main", "run", "--select",
