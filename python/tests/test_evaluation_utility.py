@@ -112,13 +112,10 @@ def con(tmp_path_factory):
                     for row, (table, code) in zip(rows["events"], codes)
                 ]
             for table, some in rows.items():
-                columns = con.execute(f"from evaluation_private.{table}").description
-                frame = pd.DataFrame(
-                    some, columns=[c[0] for c in columns], dtype=object
-                )
-                con.execute(
-                    f"insert into evaluation_private.{table} select * from frame"
-                )
+                columns = con.sql(f"from evaluation_private.{table}").columns
+                frame = pd.DataFrame(some, columns=columns, dtype=object)
+                con.register("frame", frame)
+                con.execute(f"insert into evaluation_private.{table} from frame")
     done = subprocess.run(
         [
             sys.executable, "-m", "dbt.cli.main", "run", "--select",

@@ -28,8 +28,8 @@ persons as (
 visits as (
 
     select
-        cohort,
-        person_id,
+        visits.cohort,
+        visits.person_id,
         visits.visit_order,
         visits.visit_start_date,
         {{ visit_type('visits.visit_concept_id') }} as visit_type,
@@ -39,7 +39,8 @@ visits as (
             'lag(visits.visit_start_date) over (person)', 'visits.visit_start_date'
         ) }} as gap_days
     from {{ source('cohorts', 'visits') }} as visits
-    inner join persons using (cohort, person_id)
+    inner join persons
+        on visits.cohort = persons.cohort and visits.person_id = persons.person_id
     window
         person as (
             partition by visits.cohort, visits.person_id order by visits.visit_order
@@ -55,8 +56,8 @@ visits_counted as (
         min(visit_start_date) as first_date,
         count(*) as visits,
         {%- for type in ['inpatient', 'emergency', 'outpatient', 'other'] %}
-        sum(case when visit_type = '{{ type }}' then 1 else 0 end)
-            as {{ type }}_visits,
+            sum(case when visit_type = '{{ type }}' then 1 else 0 end)
+                as {{ type }}_visits,
         {%- endfor %}
         sum(stay_days) as stay_days,
         avg(gap_days) as gap_mean,
@@ -72,12 +73,13 @@ visits_counted as (
 events_counted as (
 
     select
-        cohort,
-        person_id,
+        events.cohort,
+        events.person_id,
         count(*) as events,
         count(distinct events.concept_id) as concepts
     from {{ source('cohorts', 'events') }} as events
-    inner join persons using (cohort, person_id)
+    inner join persons
+        on events.cohort = persons.cohort and events.person_id = persons.person_id
     group by 1, 2
 
 ),
@@ -85,12 +87,13 @@ events_counted as (
 contents as (
 
     select distinct
-        cohort,
-        person_id,
+        events.cohort,
+        events.person_id,
         events.visit_order,
         events.concept_id
     from {{ source('cohorts', 'events') }} as events
-    inner join persons using (cohort, person_id)
+    inner join persons
+        on events.cohort = persons.cohort and events.person_id = persons.person_id
     where events.visit_order is not null
 
 ),
@@ -176,8 +179,8 @@ repeats as (
 final as (
 
     select
-        cohort,
-        person_id,
+        persons.cohort,
+        persons.person_id,
         cast(persons.person_order as int) as person_order,
         persons.gender_concept_id,
         persons.race_concept_id,
@@ -188,19 +191,26 @@ final as (
             'visits', 'inpatient_visits', 'emergency_visits', 'outpatient_visits',
             'other_visits', 'stay_days',
         ] %}
-        cast(coalesce(visits_counted.{{ column }}, 0) as int) as {{ column }},
+            cast(coalesce(visits_counted.{{ column }}, 0) as int) as {{ column }},
         {%- endfor %}
         {%- for column in ['gap_mean', 'gap_sd', 'gap_min', 'gap_median', 'gap_max'] %}
-        cast(visits_counted.{{ column }} as double) as {{ column }},
+            cast(visits_counted.{{ column }} as double) as {{ column }},
         {%- endfor %}
         cast(coalesce(events_counted.events, 0) as int) as events,
         cast(coalesce(events_counted.concepts, 0) as int) as concepts,
         repeats.lag_1_jaccard,
         repeats.lag_5_jaccard
     from persons
-    left join visits_counted using (cohort, person_id)
-    left join events_counted using (cohort, person_id)
-    left join repeats using (cohort, person_id)
+    left join visits_counted
+        on
+            persons.cohort = visits_counted.cohort
+            and persons.person_id = visits_counted.person_id
+    left join events_counted
+        on
+            persons.cohort = events_counted.cohort
+            and persons.person_id = events_counted.person_id
+    left join repeats
+        on persons.cohort = repeats.cohort and persons.person_id = repeats.person_id
 
 )
 

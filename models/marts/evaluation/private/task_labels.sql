@@ -1,5 +1,5 @@
--- One row per prediction task and person: a day to look ahead from, what was known of the
--- person on it beside the codes, and what came after it.
+-- One row per prediction task and person: a day to look ahead from, what was known of
+-- the person on it beside the codes, and what came after it.
 {%- set tasks = [
     {'task': 'readmit30', 'visit': 'inpatient', 'at_end': true, 'horizon': 30,
      'survives': true},
@@ -33,26 +33,32 @@ typed_visits as (
 
 ),
 
-event_days as (
+records as (
 
     select
         cohort,
         person_id,
-        min(event_date) as first_date,
-        max(event_date) as last_date
+        event_date as first_date,
+        event_date as last_date
     from {{ source('cohorts', 'events') }}
-    group by 1, 2
+    union all
+    select
+        cohort,
+        person_id,
+        visit_start_date as first_date,
+        greatest(visit_start_date, visit_end_date) as last_date
+    from typed_visits
 
 ),
 
-visit_days as (
+spans as (
 
     select
         cohort,
         person_id,
-        min(visit_start_date) as first_date,
-        max(greatest(visit_start_date, visit_end_date)) as last_date
-    from typed_visits
+        min(first_date) as first_date,
+        max(last_date) as last_date
+    from records
     group by 1, 2
 
 ),
@@ -62,10 +68,11 @@ onsets as (
     select
         events.cohort,
         events.person_id,
-        condition_order,
+        conditions.condition_order,
         min(events.event_date) as onset_date
     from {{ source('cohorts', 'events') }} as events
-    inner join {{ ref('incident_conditions') }} using (concept_id)
+    inner join {{ ref('incident_conditions') }} as conditions
+        on events.concept_id = conditions.concept_id
     where events.source_table = 'condition_occurrence'
     group by 1, 2, 3
 
@@ -74,14 +81,14 @@ onsets as (
 onsets_by_person as (
 
     select
-        cohort,
-        person_id,
         {%- for number in range(1, 5) %}
-        max(case when condition_order = {{ number }} then onset_date end)
-            as onset_{{ number }}{{ ',' if not loop.last }}
+            max(case when condition_order = {{ number }} then onset_date end)
+                as onset_{{ number }},
         {%- endfor %}
+        cohort,
+        person_id
     from onsets
-    group by 1, 2
+    group by cohort, person_id
 
 ),
 
@@ -89,28 +96,22 @@ onsets_by_person as (
 followed_persons as (
 
     select
-        cohort,
-        person_id,
+        persons.cohort,
+        persons.person_id,
         persons.gender_concept_id,
         persons.race_concept_id,
         persons.year_of_birth,
         persons.death_date,
         {%- for number in range(1, 5) %}
-        onsets_by_person.onset_{{ number }},
+            onsets.onset_{{ number }},
         {%- endfor %}
-        least(
-            visit_days.first_date, coalesce(event_days.first_date, visit_days.first_date)
-        ) as first_date,
-        coalesce(
-            persons.death_date,
-            greatest(
-                visit_days.last_date, coalesce(event_days.last_date, visit_days.last_date)
-            )
-        ) as last_date
+        spans.first_date,
+        coalesce(persons.death_date, spans.last_date) as last_date
     from persons
-    inner join visit_days using (cohort, person_id)
-    left join event_days using (cohort, person_id)
-    left join onsets_by_person using (cohort, person_id)
+    inner join spans
+        on persons.cohort = spans.cohort and persons.person_id = spans.person_id
+    left join onsets_by_person as onsets
+        on persons.cohort = onsets.cohort and persons.person_id = onsets.person_id
 
 ),
 
@@ -121,8 +122,8 @@ visits as (
         min(visit_start_date) over (person) as first_start_date,
         lead(visit_type) over (person) as next_visit_type,
         {%- for type in ['inpatient', 'emergency', 'outpatient', 'other'] %}
-        sum(case when visit_type = '{{ type }}' then 1 else 0 end) over (person)
-            as {{ type }}_visits,
+            sum(case when visit_type = '{{ type }}' then 1 else 0 end) over (person)
+                as {{ type }}_visits,
         {%- endfor %}
         row_number() over (
             partition by cohort, person_id
@@ -147,12 +148,15 @@ followed_visits as (
         followed_persons.year_of_birth,
         followed_persons.death_date,
         {%- for number in range(1, 5) %}
-        followed_persons.onset_{{ number }},
+            followed_persons.onset_{{ number }},
         {%- endfor %}
         followed_persons.first_date,
         followed_persons.last_date
     from visits
-    inner join followed_persons using (cohort, person_id)
+    inner join followed_persons
+        on
+            visits.cohort = followed_persons.cohort
+            and visits.person_id = followed_persons.person_id
     where
         {{ days_between(
             'followed_persons.first_date', 'visits.visit_end_date'
@@ -164,15 +168,15 @@ followed_visits as (
 tasks as (
 
     {%- for task in tasks %}
-    select
-        '{{ task.task }}' as task,
-        '{{ task.visit | default('any') }}' as visit_type,
-        {{ task.at_end | default(false) }} as at_end,
-        {{ task.least_age | default('null') }} as least_age,
-        {{ task.horizon | default(0) }} as horizon,
-        {{ task.survives | default(false) }} as survives,
-        0 as condition_order
-    union all
+        select
+            '{{ task.task }}' as task,
+            '{{ task.visit | default('any') }}' as visit_type,
+            {{ task.at_end | default(false) }} as at_end,
+            {{ task.least_age | default('null') }} as least_age,
+            {{ task.horizon | default(0) }} as horizon,
+            {{ task.survives | default(false) }} as survives,
+            0 as condition_order
+        union all
     {%- endfor %}
     select
         concat('incident_', concept_id) as task,
@@ -197,7 +201,7 @@ dated as (
         {{ index_date | trim }},
         case tasks.condition_order
             {%- for number in range(1, 5) %}
-            when {{ number }} then onset_{{ number }}
+                when {{ number }} then onset_{{ number }}
             {%- endfor %}
         end as onset_date
     from followed_visits
@@ -246,16 +250,21 @@ indices as (
         tasks.horizon,
         {{ index_date | trim }}
     from drawn
-    inner join followed_visits using (cohort, person_id, draw_order)
-    inner join tasks using (task)
+    inner join followed_visits
+        on
+            drawn.cohort = followed_visits.cohort
+            and drawn.person_id = followed_visits.person_id
+            and drawn.draw_order = followed_visits.draw_order
+    inner join tasks on drawn.task = tasks.task
 
 ),
 
 outcomes as (
 
-    select cohort, person_id, task, onset_date as outcome_date
+    select
+        onsets.cohort, onsets.person_id, tasks.task, onsets.onset_date as outcome_date
     from onsets
-    inner join tasks using (condition_order)
+    inner join tasks on onsets.condition_order = tasks.condition_order
     union all
     select cohort, person_id, 'mortality365' as task, death_date as outcome_date
     from persons
@@ -277,7 +286,11 @@ ahead as (
         indices.cohort,
         indices.person_id
     from indices
-    inner join outcomes using (task, cohort, person_id)
+    inner join outcomes
+        on
+            indices.task = outcomes.task
+            and indices.cohort = outcomes.cohort
+            and indices.person_id = outcomes.person_id
     where
         outcomes.outcome_date > indices.index_date
         and {{ days_between('indices.index_date', 'outcomes.outcome_date') }}
@@ -296,19 +309,19 @@ final as (
             case
                 when indices.task = 'next_visit_type'
                     then case indices.next_visit_type
-                        when 'inpatient' then 0
-                        when 'emergency' then 1
-                        when 'outpatient' then 2
-                        else 3
-                    end
+                            when 'inpatient' then 0
+                            when 'emergency' then 1
+                            when 'outpatient' then 2
+                            else 3
+                        end
                 when indices.task = 'los_over_3'
                     then case
-                        when
+                            when
                             {{ days_between(
                                 'indices.visit_start_date', 'indices.visit_end_date'
                             ) }} > 3 then 1
-                        else 0
-                    end
+                            else 0
+                        end
                 when ahead.person_id is not null then 1
                 else 0
             end as int
@@ -332,7 +345,11 @@ final as (
             ) as double
         ) as mean_gap
     from indices
-    left join ahead using (task, cohort, person_id)
+    left join ahead
+        on
+            indices.task = ahead.task
+            and indices.cohort = ahead.cohort
+            and indices.person_id = ahead.person_id
 
 )
 

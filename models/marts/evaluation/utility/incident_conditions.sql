@@ -1,4 +1,5 @@
--- The conditions whose onset the prediction tasks ask for, as training patients have them.
+-- The conditions whose onset the prediction tasks ask for, as training patients have
+-- them.
 with
 
 days as (
@@ -38,8 +39,8 @@ counted as (
 
 ),
 
--- A chronic condition is noted over and over, or (as Synthea writes) at onset alone. Where
--- there are not four of them, the most frequent others are taken.
+-- A chronic condition is noted over and over, or (as Synthea writes) at onset alone.
+-- Where there are not four of them, the most frequent others are taken.
 ranked as (
 
     select
@@ -49,9 +50,9 @@ ranked as (
                 case
                     when lasting_share >= 0.5 or repeated_share < 0.01 then 0
                     else 1
-                end,
+                end asc,
                 person_count desc,
-                concept_id
+                concept_id asc
         ) as condition_order
     from counted
 
