@@ -125,7 +125,8 @@ def draw_pyramid(source: Source) -> Figure | None:
     """Age at first visit by sex: bars real, lines synthetic."""
     rows = source.rows(
         "select cohort, gender_concept_id, age_from, persons, share "
-        "from evaluation.age_sex_pyramid where cohort in (?, ?) order by age_from",
+        "from evaluation.age_sex_pyramid "
+        "where cohort in (?, ?) and age_from is not null order by age_from",
         REAL, SYNTHETIC,
     )  # fmt: skip
     genders = sorted(
@@ -157,15 +158,15 @@ def draw_prevalence(source: Source) -> Figure | None:
     found = source.rows(
         """
         select
-            r.source_table, r.share, coalesce(s.share, 0), r.cohort_persons,
-            r.concept_id, coalesce(max(concept_name), r.concept_id::varchar)
+            r.source_table, r.share, coalesce(s.share, 0) as ours, r.cohort_persons,
+            r.concept_id, coalesce(max(concept_name), any_value(r.concept_id)::varchar)
         from evaluation.prevalence as r
         left join evaluation.prevalence as s
             on s.cohort = ? and r.source_table = s.source_table
             and r.concept_id = s.concept_id
         left join concept_names on r.concept_id = concept_names.concept_id
         where r.cohort = ? and r.persons >= ?
-        group by all
+        group by 1, 2, 3, 4, 5
         order by r.source_table, r.concept_id
         """,
         SYNTHETIC, REAL, SMALL_CELL,
@@ -275,7 +276,7 @@ def draw_values(source: Source) -> Figure | None:
         """
         select
             q.source_table, q.concept_id, q.unit_concept_id,
-            coalesce(max(concept_name), q.concept_id::varchar)
+            coalesce(max(concept_name), any_value(q.concept_id)::varchar)
         from evaluation.value_quantiles as q
         left join concept_names on q.concept_id = concept_names.concept_id
         where cohort = ? and value_count >= 200

@@ -74,8 +74,11 @@ class Gate:
     def status(self, metric: Metric | None, ideal: Metric | None) -> str:
         """Return passed, failed, underpowered, undefined (NaN), or not_run.
 
-        A gate that the ideal anchor misses cannot be passed. It still fails where the
-        interval lies beyond the ideal's; without intervals, at twice the ideal's miss.
+        A bound on the upper end of an interval is missed for sure only where the value
+        itself is beyond it and the interval beyond the ideal; between, the targets are
+        too few. A gate that the ideal anchor misses cannot be passed. It still fails
+        where the interval lies beyond the ideal's; without intervals, at twice the
+        ideal's miss.
         """
         if metric is None:
             return "not_run"
@@ -83,7 +86,15 @@ class Gate:
             return "undefined"
         excess = self.excess(metric, ideal)
         if not is_known(ideal) or self.excess(ideal, ideal) <= 0:
-            return "failed" if excess > 0 else "passed"
+            if excess <= 0:
+                return "passed"
+            if self.bound == "ci_high" and is_known(ideal):
+                is_sure = self.worse(metric.value, self.limit(ideal)) > 0 and (
+                    math.isnan(metric.ci_low)
+                    or self.worse(metric.ci_low, ideal.value) > 0
+                )
+                return "failed" if is_sure else "underpowered"
+            return "failed"
         if metric.cohort == IDEAL or excess <= 0:
             return "underpowered"
         if math.isnan(metric.ci_low) or math.isnan(ideal.ci_high):
