@@ -400,6 +400,239 @@ def draw_calibration(source: Source) -> Figure | None:
     return figure
 
 
+def draw_gaps(source: Source) -> Figure | None:
+    """Days between visits, with the days that people agree on."""
+    if "gaps" not in source.tables:
+        return None
+    figure, axes = new_figure(2)
+    left, right = axes[0]
+    for cohort in (REAL, SYNTHETIC):
+        rows = source.rows(
+            "select days, sum(gaps) from evaluation.gaps where cohort = ? "
+            "and days >= 0 group by 1 order by 1",
+            cohort,
+        )  # fmt: skip
+        if not rows:
+            return None
+        days = np.array([row[0] for row in rows])
+        share = np.array([float(row[1]) for row in rows])
+        share /= share.sum()
+        left.step(
+            days + 1, np.cumsum(share), where="post", color=COLORS[cohort], label=cohort
+        )
+        near = days <= 100
+        right.plot(days[near], share[near], color=COLORS[cohort], linewidth=1)
+    left.set(xscale="log", xlabel="1 + days", ylabel="share at or below")
+    left.legend()
+    for day in (7, 14, 30, 90):
+        right.axvline(day, color="#999999", linewidth=0.6, linestyle=":")
+    right.set(yscale="log", xlabel="days (dotted: 7, 14, 30, 90)", ylabel="share")
+    return figure
+
+
+def draw_transitions(source: Source) -> Figure | None:
+    """From one type of visit to the next: real, synthetic, difference."""
+    if "transitions" not in source.tables:
+        return None
+    rows = source.rows(
+        "select cohort, from_state, to_state, share, transitions "
+        "from evaluation.transitions where cohort in (?, ?)",
+        REAL, SYNTHETIC,
+    )  # fmt: skip
+    states = sorted({row[1] for row in rows} | {row[2] for row in rows})
+    if not states:
+        return None
+    place = {state: number for number, state in enumerate(states)}
+    grids = {cohort: np.zeros((len(states), len(states))) for cohort in COLORS}
+    for cohort, before, after, part, count in rows:
+        if cohort != REAL or count >= SMALL_CELL:
+            grids[cohort][place[before], place[after]] = part
+    figure, axes = new_figure(3, height=3.6)
+    shown = (
+        ("real", grids[REAL], "viridis", 0, 1),
+        ("synthetic", grids[SYNTHETIC], "viridis", 0, 1),
+        ("synthetic less real", grids[SYNTHETIC] - grids[REAL], "RdBu_r", -0.1, 0.1),
+    )
+    for axis, (title, grid, colors, low, high) in zip(axes[0], shown):
+        image = axis.imshow(grid, cmap=colors, vmin=low, vmax=high)
+        axis.set_xticks(range(len(states)), states, rotation=90, fontsize=7)
+        axis.set_yticks(range(len(states)), states, fontsize=7)
+        axis.set_title(title, fontsize=9)
+        axis.grid(False)
+        figure.colorbar(image, ax=axis, shrink=0.6)
+    return figure
+
+
+def draw_repeats(source: Source) -> Figure | None:
+    """How much of a visit comes back some visits later, with the anchors."""
+    if "lag_repeats" not in source.tables:
+        return None
+    figure, axes = new_figure()
+    axis = axes[0][0]
+    for cohort in (REAL, SYNTHETIC, *source.anchors()):
+        rows = source.rows(
+            "select visit_lag, jaccard from evaluation.lag_repeats "
+            "where cohort = ? order by 1",
+            cohort,
+        )
+        axis.plot(
+            [row[0] for row in rows], [row[1] for row in rows], "o-", markersize=4,
+            color=COLORS.get(cohort), label=cohort,
+            linewidth=2 if cohort in (REAL, SYNTHETIC) else 1,
+        )  # fmt: skip
+    axis.set(
+        xlabel="visits later", ylabel="overlap of concepts (Jaccard)", xscale="log"
+    )
+    axis.legend(fontsize=8)
+    return figure
+
+
+def draw_incidence(source: Source) -> Figure | None:
+    """First diagnoses by age, of the commonest conditions."""
+    if "onset_incidence" not in source.tables:
+        return None
+    concepts = source.rows(
+        """
+        select
+            o.concept_id,
+            coalesce(max(concept_name), any_value(o.concept_id)::varchar)
+        from evaluation.onset_incidence as o
+        left join concept_names on o.concept_id = concept_names.concept_id
+        where cohort = ?
+        group by 1
+        order by sum(onsets) desc, 1
+        limit 12
+        """,
+        REAL,
+    )
+    if not concepts:
+        return None
+    figure, axes = new_figure(4, -(-len(concepts) // 4), height=2.1)
+    for axis, (concept, name) in zip(axes.flat, concepts):
+        for cohort in (REAL, SYNTHETIC):
+            rows = source.rows(
+                "select age_from, rate, onsets from evaluation.onset_incidence "
+                "where cohort = ? and concept_id = ? and person_years >= 50 order by 1",
+                cohort, concept,
+            )  # fmt: skip
+            rows = [r for r in rows if cohort != REAL or not 0 < r[2] < SMALL_CELL]
+            axis.plot(
+                [row[0] for row in rows], [row[1] for row in rows],
+                color=COLORS[cohort],
+            )  # fmt: skip
+        axis.set_title(name[:34], fontsize=8)
+        axis.tick_params(labelsize=7)
+    for axis in axes.flat[len(concepts) :]:
+        axis.set_visible(False)
+    return figure
+
+
+def draw_survival(source: Source) -> Figure | None:
+    """Survival by age, those who enter later counted from then on."""
+    if "survival" not in source.tables:
+        return None
+    figure, axes = new_figure()
+    axis = axes[0][0]
+    for cohort in (REAL, SYNTHETIC):
+        rows = source.rows(
+            "select years, survival, standard_error from evaluation.survival "
+            "where cohort = ? and axis = 'age' and at_risk >= ? order by 1",
+            cohort, SMALL_CELL,
+        )  # fmt: skip
+        if not rows:
+            return None
+        years, survival, error = (
+            np.array([float(v or 0) for v in c]) for c in zip(*rows)
+        )
+        axis.step(years, survival, where="post", color=COLORS[cohort], label=cohort)
+        axis.fill_between(
+            years, survival - 1.96 * error, np.minimum(survival + 1.96 * error, 1),
+            step="post", color=COLORS[cohort], alpha=0.15, linewidth=0,
+        )  # fmt: skip
+    axis.set(xlabel="age", ylabel="alive")
+    axis.legend()
+    return figure
+
+
+def draw_seasons(source: Source) -> Figure | None:
+    """Months of acute conditions."""
+    if "seasonality" not in source.tables:
+        return None
+    figure, axes = new_figure()
+    axis = axes[0][0]
+    for cohort in (REAL, SYNTHETIC):
+        rows = source.rows(
+            "select event_month, sum(occurrences) from evaluation.seasonality "
+            "where cohort = ? group by 1 order by 1",
+            cohort,
+        )
+        total = float(sum(row[1] for row in rows))
+        if not total:
+            return None
+        axis.plot(
+            [row[0] for row in rows], [float(row[1]) / total for row in rows], "o-",
+            color=COLORS[cohort], label=cohort,
+        )  # fmt: skip
+    axis.set(xlabel="month", ylabel="share of acute conditions", ylim=(0, None))
+    axis.legend()
+    return figure
+
+
+def draw_membership(source: Source) -> Figure | None:
+    """Attack on membership: found against false alarms, both logarithmic."""
+    if not source.curve("membership_roc", SYNTHETIC):
+        return None
+    figure, axes = new_figure(2, height=3.8)
+    left, right = axes[0]
+    for cohort in (SYNTHETIC, *source.anchors()):
+        rows = source.curve("membership_roc", cohort)
+        left.plot(
+            [max(row["false_positive_rate"], 1e-4) for row in rows],
+            [max(row["true_positive_rate"], 1e-4) for row in rows],
+            color=COLORS.get(cohort), label=cohort,
+            linewidth=2 if cohort == SYNTHETIC else 1,
+        )  # fmt: skip
+    left.plot([1e-4, 1], [1e-4, 1], color="#888888", linewidth=1, linestyle=":")
+    left.set(
+        xscale="log", yscale="log", xlabel="false alarms", ylabel="members found",
+        title="who was in the training?",
+    )  # fmt: skip
+    left.legend(fontsize=8)
+    rows = source.curve("nearest_distances", SYNTHETIC)
+    for side, color in (("train", COLORS["copy"]), ("holdout", COLORS[REAL])):
+        right.plot(
+            [row[side] for row in rows], [row["share"] for row in rows], color=color,
+            label=f"to {side}",
+        )  # fmt: skip
+    right.set(
+        title="distance to the nearest real person", xlabel="squared distance",
+        ylabel="share of synthetic persons",
+    )  # fmt: skip
+    right.legend(fontsize=8)
+    return figure
+
+
+def draw_copies(source: Source) -> Figure | None:
+    """Draw runs of words that stand in real histories, by their length."""
+    rows = source.curve("ngram_copies", SYNTHETIC)
+    if not rows:
+        return None
+    figure, axes = new_figure()
+    axis = axes[0][0]
+    for side, color in (("train", COLORS["copy"]), ("holdout", COLORS[REAL])):
+        axis.plot(
+            [row["length"] for row in rows], [row[f"share_{side}"] for row in rows],
+            "o-", color=color, label=f"in the {side}",
+        )  # fmt: skip
+    axis.set(
+        xlabel="words in a row", ylabel="share of synthetic runs", yscale="symlog",
+        xticks=[row["length"] for row in rows],
+    )  # fmt: skip
+    axis.set_yscale("symlog", linthresh=1e-4)
+    axis.legend()
+    return figure
+
+
 # what is drawn, in which section, and how to read it
 PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
     (
@@ -435,6 +668,37 @@ PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
         "measurements; points should lie on the line.",
     ),
     (
+        "Time",
+        "Days between visits",
+        draw_gaps,
+        "Both peak where people agree on a week, a fortnight, a month, a quarter.",
+    ),
+    (
+        "Time",
+        "What comes next",
+        draw_transitions,
+        "Each row is a type of visit, each column the next one, the end or death.",
+    ),
+    (
+        "Time",
+        "What comes back",
+        draw_repeats,
+        "Chronic disease shows in concepts that return; broken histories forget them.",
+    ),
+    (
+        "Time",
+        "First diagnoses by age",
+        draw_incidence,
+        "Per 1,000 person-years, grey real, blue synthetic.",
+    ),
+    ("Time", "Survival", draw_survival, "Kaplan and Meier, with 95 % bands."),
+    (
+        "Time",
+        "Season",
+        draw_seasons,
+        "The acute conditions of the training that keep to a season most.",
+    ),
+    (
         "Told apart",
         "Discriminator",
         draw_discriminator,
@@ -452,6 +716,19 @@ PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
         "Calibration",
         draw_calibration,
         "Foretold risk across, what came up, in tenths; the line is right.",
+    ),
+    (
+        "Privacy",
+        "Membership and distances",
+        draw_membership,
+        "Left: an attack no better than chance follows the dotted line; the copy shows "
+        "what a leak looks like. Right, for the eye alone: the two lines should be one.",
+    ),
+    (
+        "Privacy",
+        "Copied runs",
+        draw_copies,
+        "What the training has more often than the holdout was learnt by heart.",
     ),
 )
 
