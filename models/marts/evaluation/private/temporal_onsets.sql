@@ -1,0 +1,22 @@
+-- One row per person and concept: the day on which the person has it first.
+with
+
+events as (
+
+    select * from {{ ref('temporal_events') }}
+
+),
+
+final as (
+
+    select
+        cohort,
+        person_number,
+        concept_number,
+        min(event_date) as onset_date
+    from events
+    group by 1, 2, 3
+
+)
+
+select * from final
