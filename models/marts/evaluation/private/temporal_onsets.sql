@@ -1,4 +1,4 @@
--- One row per person and concept: the day on which the person has it first.
+-- One row per person and concept: the day on which the person has it first, how often.
 with
 
 events as (
@@ -13,7 +13,8 @@ final as (
         cohort,
         person_number,
         concept_number,
-        min(event_date) as onset_date
+        min(event_date) as onset_date,
+        count(*) as events
     from events
     group by 1, 2, 3
 

@@ -1,5 +1,5 @@
--- One row per cohort, year and frequent concept: the share who have it of the persons
--- who have anything that year. Concept 0 of no table: the share of all person-years.
+-- One row per cohort, year and frequent concept: the share of the year's visits that tell
+-- it. Of visits, not of persons: how often persons come changes over the years, too.
 with
 
 concepts as (
@@ -9,24 +9,23 @@ concepts as (
 
 ),
 
-person_years as (
-
-    select distinct
-        cohort,
-        person_number,
-        concept_number,
-        cast(extract(year from event_date) as int) as event_year
-    from {{ ref('temporal_events') }}
-
-),
-
-active as (
+visits as (
 
     select
         cohort,
-        event_year,
-        count(distinct person_number) as active_persons
-    from person_years
+        visit_number,
+        cast(extract(year from visit_start_date) as int) as visit_year
+    from {{ ref('temporal_visits') }}
+
+),
+
+years as (
+
+    select
+        cohort,
+        visit_year,
+        count(*) as year_visits
+    from visits
     group by 1, 2
 
 ),
@@ -34,14 +33,13 @@ active as (
 counted as (
 
     select
-        person_years.cohort,
-        person_years.event_year,
-        concepts.source_table,
-        concepts.concept_id,
-        count(*) as persons
-    from person_years
-    inner join concepts on person_years.concept_number = concepts.concept_number
-    group by 1, 2, 3, 4
+        visits.cohort,
+        visits.visit_year,
+        visit_concepts.concept_number,
+        count(*) as visits
+    from {{ ref('temporal_visit_concepts') }} as visit_concepts
+    inner join visits on visit_concepts.visit_number = visits.visit_number
+    group by 1, 2, 3
 
 ),
 
@@ -49,22 +47,21 @@ final as (
 
     -- a year without a concept is a share of 0, not a gap in the curve
     select
-        active.cohort,
-        active.event_year,
+        years.cohort,
+        years.visit_year,
         concepts.source_table,
         concepts.concept_id,
-        coalesce(counted.persons, 0) as persons,
-        active.active_persons,
-        coalesce(counted.persons, 0)
-        / cast(active.active_persons as double) as share -- noqa: RF04
-    from active
+        coalesce(counted.visits, 0) as visits,
+        years.year_visits,
+        coalesce(counted.visits, 0)
+        / cast(years.year_visits as double) as share -- noqa: RF04
+    from years
     cross join concepts
     left join counted
         on
-            active.cohort = counted.cohort
-            and active.event_year = counted.event_year
-            and concepts.source_table = counted.source_table
-            and concepts.concept_id = counted.concept_id
+            years.cohort = counted.cohort
+            and years.visit_year = counted.visit_year
+            and concepts.concept_number = counted.concept_number
 
 )
 
