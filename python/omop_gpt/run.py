@@ -42,7 +42,7 @@ from synthetic_ledger.decode_ledger;
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(EncodeOptions):
-    """Run all steps: encode, round trip, train, sample, decode."""
+    """Run all steps: encode, round trip, train, sample, decode, evaluate."""
 
     input_folder: str = flag("OMOP tables, as for encode.")
     output_folder: str = flag("Where everything is written.")
@@ -52,7 +52,8 @@ class RunConfig(EncodeOptions):
     min_persons: int = flag(
         "Event and value tokens that fewer training persons have are not written.", 5
     )
-    seed: int = flag("Seed of training and sampling.", 42)
+    profile: str = flag("How much work evaluate does: see there.", "smoke")
+    seed: int = flag("Seed of training, sampling and evaluation.", 42)
     cores: int = flag("Processor cores.", os.cpu_count() or 1)
     memory: str = flag("Memory for DuckDB and for Spark.", "4GB")
 
@@ -63,7 +64,7 @@ def run(config: RunConfig) -> Path:
     from omop_gpt.encode import EncodeConfig, encode
 
     output = Path(config.output_folder)
-    say("1 of 5: encode")
+    say("1 of 6: encode")
     sequences = encode(
         EncodeConfig(
             input_folder=config.input_folder,
@@ -76,7 +77,7 @@ def run(config: RunConfig) -> Path:
             },
         )
     )
-    say("2 of 5: decode the encoded patients again, and compare with the source")
+    say("2 of 6: decode the encoded patients again, and compare with the source")
     decode(
         DecodeConfig(
             patient_sequence_folder=str(sequences),
@@ -91,12 +92,12 @@ def run(config: RunConfig) -> Path:
     from omop_gpt.sample import SampleConfig, sample
     from omop_gpt.train import parse, train_step
 
-    say("3 of 5: train")
+    say("3 of 6: train")
     flags = [config.train_settings] if config.train_settings else []
     flags += ["--data_folder", str(sequences), "--output_dir", str(output / "model")]
     train_step(*parse([*flags, "--seed", str(config.seed)]))
 
-    say("4 of 5: sample")
+    say("4 of 6: sample")
     persons = (read_manifest(sequences) or {})["result"]["persons"]
     generated = sample(
         SampleConfig(
@@ -108,7 +109,7 @@ def run(config: RunConfig) -> Path:
             seed=config.seed,
         )
     )
-    say("5 of 5: decode the sampled patients")
+    say("5 of 6: decode the sampled patients")
     omop = decode(
         DecodeConfig(
             patient_sequence_folder=str(generated),
@@ -118,7 +119,23 @@ def run(config: RunConfig) -> Path:
             memory=config.memory,
         )
     )
-    print(summary(output, omop))
+    from omop_gpt.evaluation.evaluate import EvaluateConfig, evaluate
+
+    say("6 of 6: judge them")
+    report = evaluate(
+        EvaluateConfig(
+            real_folder=str(output),
+            synthetic_folder=str(omop),
+            output_folder=str(output / "report"),
+            source_omop_folder=config.input_folder,
+            model_folder=str(output / "model"),
+            profile=config.profile,
+            seed=config.seed,
+            cores=config.cores,
+            memory=config.memory,
+        )
+    )
+    print(summary(output, omop, report))
     return output
 
 
@@ -127,7 +144,7 @@ def say(what: str) -> None:
     log.info("\n=== %s  %s", time.strftime("%H:%M:%S"), what)
 
 
-def summary(output: Path, omop: Path) -> str:
+def summary(output: Path, omop: Path, report: Path) -> str:
     """Rows per table, real (as encoded) against synthetic, and where to look."""
     import duckdb
 
@@ -159,6 +176,7 @@ def summary(output: Path, omop: Path) -> str:
             for name, (real, synthetic) in counts.items()
         ),
         "",
+        f"How they were judged: {report}/index.html",
         f"The synthetic CDM: {omop}/<table>/*.parquet",
         f"               and schema `synthetic` of {database}",
         "Ask it, for example:",

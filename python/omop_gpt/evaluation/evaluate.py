@@ -24,10 +24,12 @@ from omop_gpt.evaluation import (
     discriminator,
     population,
     privacy,
+    temporal,
     utility,
 )
 from omop_gpt.evaluation.anchors import make_anchors
 from omop_gpt.evaluation.cohorts import SCHEMA, SYNTHETIC, make_cohorts
+from omop_gpt.evaluation.datacard import write_data_card
 from omop_gpt.evaluation.report import write_report
 from omop_gpt.evaluation.results import PROFILES, Profile, Results
 from omop_gpt.evaluation.scorecard import (
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FAMILIES = {
-    "fidelity": (population, discriminator),
+    "fidelity": (population, temporal, discriminator),
     "utility": (utility,),
     "privacy": (privacy,),
 }
@@ -136,6 +138,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             }  # fmt: skip
             write_json(partial / "metrics.json", without_nan(report))
             write_report(con, report, results.curves, concept_names(config), partial)
+            write_data_card(con, report, real, synthetic, partial)
         write_manifest(
             partial,
             step="evaluate",

@@ -722,7 +722,7 @@ PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
         "Membership and distances",
         draw_membership,
         "Left: an attack no better than chance follows the dotted line; the copy shows "
-        "what a leak looks like. Right, for the eye alone: the two lines should be one.",
+        "what a leak looks like. Right, for the eye alone: both lines should be one.",
     ),
     (
         "Privacy",
