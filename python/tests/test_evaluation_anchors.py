@@ -404,7 +404,7 @@ def test_chain_follows_visits_that_share_a_concept(con):
 
 
 def test_chain_draws_any_visit_that_shares_a_concept():
-    """After concept 0 come in T, equally often, 1, 2 and the end; after those, the end."""
+    """After concept 0 come, in T, 1, 2 or the end, as often; after those, the end."""
     con, size = warehouse({}), 3000
     insert = "insert into evaluation_private"
     con.execute(
@@ -428,6 +428,26 @@ def test_chain_draws_any_visit_that_shares_a_concept():
     assert found[0] == size
     for concept in (1, 2):
         assert found[concept] == pytest.approx(size / 3, abs=4 * (size * 2 / 9) ** 0.5)
+
+
+def test_no_chain_is_longer_than_the_longest_history():
+    """Where all visits hold the same, one in three picked ones is a last."""
+    con = warehouse({})
+    for table, columns in {
+        "persons": "8507, 0, 0, 1980, null",
+        "visits": "1 + range % 3, 9202, make_date(2010, 1, 1 + range % 3), '2010-01-03'",
+        "events": "1 + range % 3, 'drug_exposure', 1, '2010-01-01', null, null",
+    }.items():
+        rows_each = 1 if table == "persons" else 3
+        con.execute(
+            f"insert into evaluation_private.{table} select 'train', "
+            f"range // {rows_each}, {columns} from range(300 * {rows_each})"
+        )
+    make_anchors(con, ["chain"], seed=3)
+    lengths = Counter(row[0] for row in rows(con, "visits", "chain"))
+    found = Counter(lengths.values())
+    assert found.keys() == {1, 2, 3}
+    assert found[3] / 300 == pytest.approx(4 / 9, abs=0.12)
 
 
 def test_chain_dies_as_the_visit_that_ended_it(con):
