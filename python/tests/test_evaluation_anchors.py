@@ -435,7 +435,7 @@ def test_no_chain_is_longer_than_the_longest_history():
     con = warehouse({})
     for table, columns in {
         "persons": "8507, 0, 0, 1980, null",
-        "visits": "1 + range % 3, 9202, make_date(2010, 1, 1 + range % 3), '2010-01-03'",
+        "visits": "range % 3 + 1, 9202, make_date(2010, range % 3 + 1, 1), null",
         "events": "1 + range % 3, 'drug_exposure', 1, '2010-01-01', null, null",
     }.items():
         rows_each = 1 if table == "persons" else 3
