@@ -71,6 +71,15 @@ def export(argv: Sequence[str]) -> int:
     return 0
 
 
+def evaluate(argv: Sequence[str]) -> int:
+    """Judge synthetic patients by fidelity, utility and privacy."""
+    from omop_gpt.evaluation.evaluate import EvaluateConfig, evaluate
+    from omop_gpt.flags import parse
+
+    evaluate(parse(EvaluateConfig, "evaluate", argv))
+    return 0
+
+
 def run(argv: Sequence[str]) -> int:
     """Run all steps, each skipped where it is done."""
     from omop_gpt.flags import parse
@@ -82,7 +91,7 @@ def run(argv: Sequence[str]) -> int:
 
 STEPS: dict[str, Callable[[Sequence[str]], int]] = {
     step.__name__: step
-    for step in (doctor, simulate, encode, train, sample, decode, export, run)
+    for step in (doctor, simulate, encode, train, sample, decode, evaluate, export, run)
 }
 
 

@@ -80,12 +80,18 @@ def baselines(train: Chunks, held_out: Chunks, vocab_size: int) -> dict[str, flo
 
 @torch.inference_mode()
 def nats_of_persons(
-    model_folder: str | Path, sequences: str | Path, *, given: int = 1
+    model_folder: str | Path,
+    sequences: str | Path,
+    *,
+    given: int = 1,
+    most: int | None = None,
+    per_token: bool = False,
 ) -> dict[int, float]:
     """Nats of each person in a folder of sequences, under a trained model.
 
-    Of the tokens after the first `given`. Persons whose history is longer than the
-    context are left out. Raises InputError for another vocabulary.
+    Of the tokens after the first `given`, in sum or per token. Persons whose history is
+    longer than the context are left out; at most so many others are asked. Raises
+    InputError for another vocabulary.
     """
     folder = Path(model_folder)
     grammar = Grammar.load(folder / "vocabulary")
@@ -119,10 +125,13 @@ def nats_of_persons(
         for (person, _), start, end in zip(
             waiting, borders[:-1], borders[1:], strict=True
         ):
-            nats[person] = float(sums[end - 1] - sums[start])
+            asked = end - start - given if per_token else 1
+            nats[person] = float(sums[end - 1] - sums[start]) / max(asked, 1)
         waiting.clear()
 
     for person, history in read_histories(files, grammar):
+        if most is not None and len(nats) + len(waiting) >= most:
+            break
         if len(history) <= context:
             waiting.append((person, history))
         if sum(len(ids) for _, ids in waiting) >= PACK:

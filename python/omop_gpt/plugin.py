@@ -7,29 +7,38 @@ its own: they see what was committed before.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
 from dbt.adapters.duckdb.plugins import BasePlugin
 
+from omop_gpt.histories import Language, counted_batch, walked_batch
 from omop_gpt.tokens import write_tokens
+
+TOKENS_PER_BATCH = 1_000_000  # of some 100 bytes each, while they are counted
 
 
 class Plugin(BasePlugin):
-    """Runs batches of statements, or writes the files of the timeline's tokens."""
+    """Runs batches of statements, walks sequences, or writes the timeline's tokens."""
 
     def configure_connection(self, conn: Any) -> None:
         """Keep the connection that cursors are made of."""
         self.connection = conn
 
     def store(self, target_config: Any) -> None:
-        """Do what the config names: `batches` of statements, or files of `queries`."""
+        """Do what the config names: `batches`, `walked`, `counted` or `queries`."""
         config = target_config.config
         if "batches" in config:
             self.side_by_side(self.run, config["batches"])
             return
+        for name, make in (("walked", walked_batch), ("counted", counted_batch)):
+            if name in config:
+                self.fill(config["into"], config[name], config["language"], make)
+                return
         names = {
             name: self.query(query)["name"].combine_chunks()
             for name, query in config["names"].items()
@@ -42,11 +51,46 @@ class Plugin(BasePlugin):
 
         self.side_by_side(write, config["queries"])
 
+    def fill(
+        self,
+        table: str,
+        query: str,
+        language: dict[str, str],
+        make: Callable[[Language, pa.RecordBatch], pa.Table],
+    ) -> None:
+        """Insert what is made of sequences, batch by batch."""
+        lookups = Language.of({key: self.query(text) for key, text in language.items()})
+        (size,) = self.query(
+            f"select coalesce(avg(len(token_ids)), 1) as size from ({query})"
+        )["size"].to_pylist()
+        batches = (
+            self.connection.cursor()
+            .sql(query)
+            .to_arrow_reader(int(TOKENS_PER_BATCH / max(size, 10)) or 1)
+        )
+        lock = Lock()
+
+        def work(_: int) -> None:
+            cursor = self.connection.cursor()
+            while True:
+                with lock:
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                cursor.register("rows_made", make(lookups, batch))
+                cursor.execute(f"insert into {table} from rows_made")
+                cursor.unregister("rows_made")
+
+        self.side_by_side(work, range(self.threads()))
+
     def side_by_side(self, function: Any, items: Any) -> None:
         """Call a function for each item, as many at once as DuckDB has threads."""
-        threads = int((self.creds.settings or {}).get("threads", 1))
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(self.threads()) as pool:
             list(pool.map(function, items))
+
+    def threads(self) -> int:
+        """Return how many threads DuckDB has."""
+        return int((self.creds.settings or {}).get("threads", 1))
 
     def run(self, statements: list[str]) -> None:
         """Run statements in turn."""

@@ -404,7 +404,7 @@ def test_chain_follows_visits_that_share_a_concept(con):
 
 
 def test_chain_draws_any_visit_that_shares_a_concept():
-    """After concept 0 come, in T, 1, 2 or the end, as often; after those, the end."""
+    """After concept 0 come in T as often 1, 2 and the end; after those, the end."""
     con, size = warehouse({}), 3000
     insert = "insert into evaluation_private"
     con.execute(

@@ -359,6 +359,26 @@ def test_dbts_unit_tests_pass(loop, alone):
     dbt(loop, alone, "--no-partial-parse", "test", "--select", "test_type:unit")
 
 
+def test_seeds_keep_their_rules(loop, alone):
+    # they do not change with the data, so no step tests them
+    dbt(loop, alone, "test", "--select", "path:seeds")
+
+
+def test_python_counts_tokens_as_the_query_says(loop, alone):
+    models = ["int_sequences_walked", "int_tokens_counted"]
+    dbt(loop, alone, "compile", "--select", *models)
+    compiled = alone.parent / "target" / "compiled" / "omop_gpt" / "models"
+    with duckdb.connect(str(alone), read_only=True) as con:
+        con.execute(f"attach '{alone}.scratch' as scratch (read_only)")
+        for model in models:
+            query = next(compiled.rglob(f"{model}.sql")).read_text()
+            made = f"from scratch.synthetic_steps.{model}"
+            (count,) = con.execute(f"select count(*) {made}").fetchone()
+            assert count >= 100
+            assert con.execute(f"({query}) except all ({made})").fetchall() == []
+            assert con.execute(f"({made}) except all ({query})").fetchall() == []
+
+
 def test_the_dbt_half_works_alone(loop, alone):
     tables = ("persons", "visits", "events", "tokens", "vocabulary")
     with duckdb.connect(str(alone), read_only=True) as con:

@@ -1,11 +1,19 @@
 -- One row per token of an accepted sequence: the visit and event that it belongs to,
 -- and where the cursor stands after it.
+{{ config(
+    pre_hook='{{ leave_to_python() }}',
+    post_hook={
+        'sql': "{{ add_by_python('counted', accepted_sequences()) }}",
+        'transaction': false
+    }
+) }}
+-- depends_on: {{ ref('states') }}
+-- depends_on: {{ ref('transitions') }}
 with
 
 sequences as (
 
-    select * from {{ ref('int_sequences_checked') }}
-    where reason is null
+    {{ accepted_sequences() }}
 
 ),
 
@@ -13,36 +21,57 @@ vocabulary as (
 
     select
         vocabulary.token_id,
-        vocabulary.kind,
-        vocabulary.number,
-        case when kinds.role in ('gap', 'move') then vocabulary.days else 0 end as days,
-        case when vocabulary.kind in ('visit', 'no_visit') then 1 else 0 end as visits,
-        case when vocabulary.kind = 'event' then 1 else 0 end as events,
-        -- a change of day or visit resets the hour to unknown
-        case
-            when vocabulary.kind = 'hour' then vocabulary.number
-            when kinds.role in ('gap', 'move') or vocabulary.kind = 'bos' then 31
-        end as hour_now
+        {{ steps_of_tokens() }}
     from {{ ref('stg_generated__vocabulary') }} as vocabulary
     -- an id without a kind keeps its place among the others
     left join {{ ref('kinds') }} as kinds on vocabulary.kind = kinds.kind
 
 ),
 
--- the linter cannot read a window without an order
-{{ count_tokens() }} -- noqa: PRS
+unnested as (
 
-select
-    person_id,
-    cast(position as int) as position,
-    cast(token_id as int) as token_id,
-    cast(visit_order as int) as visit_order,
-    cast(event_number as int) as event_number,
-    cast(nullif(last_hour % 32, 31) as int) as hour,
-    cast(case when position > 1 then {{ dbt.dateadd(
-        'day',
-        'cursor_days',
-        "cast(lpad(cast(start_year as " ~ dbt.type_string()
-        ~ "), 4, '0') || '-01-01' as date)"
-    ) }} end as date) as cursor_date
-from counted
+    {{ unnest_tokens('sequences', ['person_id'], 'token_ids') }}
+    where {{ is_by_query() }}
+
+),
+
+counted as (
+
+    select
+        unnested.person_id,
+        unnested.position,
+        unnested.token_id,
+        sum(vocabulary.visits) over so_far as visit_order,
+        sum(vocabulary.events) over so_far as event_number,
+        sum(vocabulary.days) over so_far as cursor_days,
+        max(vocabulary.years) over so_far as start_year,
+        -- the hour that was said last, with the place where it was
+        max(case when vocabulary.hours > -2
+            then unnested.position * 32 + vocabulary.hours + 1
+        end) over so_far % 32 - 1 as last_hour
+    from unnested
+    inner join vocabulary on unnested.token_id = vocabulary.token_id
+    window so_far as (partition by unnested.person_id order by unnested.position)
+
+),
+
+final as (
+
+    select
+        person_id,
+        cast(position as int) as position,
+        cast(token_id as int) as token_id,
+        cast(visit_order as int) as visit_order,
+        cast(event_number as int) as event_number,
+        cast(case when last_hour >= 0 then last_hour end as int) as hour,
+        cast(case when position > 1 and start_year > 0 then {{ dbt.dateadd(
+            'day',
+            'cursor_days',
+            "cast(lpad(cast(start_year as " ~ dbt.type_string()
+            ~ "), 4, '0') || '-01-01' as date)"
+        ) }} end as date) as cursor_date
+    from counted
+
+)
+
+select * from final

@@ -1,5 +1,4 @@
 -- One row per row that a sequence told: the sequence, and the position of its token.
-{{ config(materialized='view') }}
 with
 
 final as (

@@ -1,1 +1,1 @@
-"""Fidelity, privacy and utility of synthetic patients, against real ones and anchors."""
+"""Fidelity, privacy and utility of synthetic patients, beside real ones and anchors."""

@@ -2,8 +2,8 @@
 
 They are made in schema `evaluation_private` of the warehouse, for they hold patients:
 
-    persons  cohort, person_id, gender_concept_id, race_concept_id, ethnicity_concept_id,
-             year_of_birth, death_date
+    persons  cohort, person_id, gender_concept_id, race_concept_id,
+             ethnicity_concept_id, year_of_birth, death_date
     visits   cohort, person_id, visit_order (from 1), visit_concept_id,
              visit_start_date, visit_end_date
     events   cohort, person_id, visit_order (NULL: of no visit), source_table,
@@ -57,7 +57,7 @@ def make_cohorts(
 
 
 def real_queries(folder: Path) -> dict[str, str]:
-    """Queries of the real cohorts, over the timeline of an encode's output."""
+    """Write queries of the real cohorts, over the timeline of an encode's output."""
     tables = {name: files_of(folder / "timeline", name) for name in TABLES}
     for name, files in tables.items():
         if not files:
@@ -111,7 +111,7 @@ def real_queries(folder: Path) -> dict[str, str]:
 
 
 def synthetic_queries(folder: Path) -> dict[str, str]:
-    """Queries of cohort `synthetic`, over a CDM's folders of Parquet files."""
+    """Write queries of cohort `synthetic`, over a CDM's folders of Parquet files."""
     person, visit = files_of(folder, "person"), files_of(folder, "visit_occurrence")
     for name, files in {"person": person, "visit_occurrence": visit}.items():
         if not files:

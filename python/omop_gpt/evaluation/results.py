@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,10 @@ class Profile:
     bootstraps: int
     discriminator_persons: int  # of each side
     seed: int = 42
+
+    def with_seed(self, seed: int) -> Profile:
+        """Return the same, with another seed."""
+        return dataclasses.replace(self, seed=seed)
 
 
 PROFILES = {

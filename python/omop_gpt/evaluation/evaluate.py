@@ -1,0 +1,290 @@
+"""Judge synthetic patients by fidelity, utility and privacy, beside real ones.
+
+Knows the order of the work. Real patients, synthetic ones and anchors become cohorts of
+one form; dbt computes the marts of all; each family measures every cohort that poses as
+synthetic; gates judge. Rows of patients stay in schema evaluation_private.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omop_gpt import warehouse
+from omop_gpt.encode import megabytes_of
+from omop_gpt.evaluation import (
+    discriminator,
+    population,
+    privacy,
+    utility,
+)
+from omop_gpt.evaluation.anchors import make_anchors
+from omop_gpt.evaluation.cohorts import SCHEMA, SYNTHETIC, make_cohorts
+from omop_gpt.evaluation.report import write_report
+from omop_gpt.evaluation.results import PROFILES, Profile, Results
+from omop_gpt.evaluation.scorecard import (
+    add_to_scorecard,
+    check_anchors,
+    gate_rows,
+    read_gates,
+    score_rows,
+    verdict,
+)
+from omop_gpt.flags import flag
+from omop_gpt.step import (
+    InputError,
+    folder_fingerprint,
+    is_done,
+    read_manifest,
+    versions,
+    whole_folder,
+    write_json,
+    write_manifest,
+)
+
+if TYPE_CHECKING:
+    import duckdb
+
+log = logging.getLogger(__name__)
+FAMILIES = {
+    "fidelity": (population, discriminator),
+    "utility": (utility,),
+    "privacy": (privacy,),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Judge synthetic patients by fidelity, utility and privacy."""
+
+    real_folder: str = flag("What encode wrote: its persons carry the split.")
+    synthetic_folder: str = flag("OMOP tables of the synthetic patients, as Parquet.")
+    output_folder: str = flag("Where the report is written.")
+    source_omop_folder: str = flag(
+        "OMOP tables that were encoded: names of concepts for the report.", ""
+    )
+    model_folder: str = flag(
+        "The model that wrote them: attacks that need it run, too.", ""
+    )
+    profile: str = flag(
+        f"How much work: {', '.join(PROFILES)}; only full runs all anchors.", "standard"
+    )
+    warehouse: str = flag(
+        "DuckDB file of the marts; without it, <synthetic_folder>/../warehouse.duckdb.",
+        "",
+    )
+    seed: int = flag("Seed of anchors, targets and classifiers.", 42)
+    cores: int = flag("Processor cores.", os.cpu_count() or 1)
+    memory: str = flag("Memory for DuckDB.", "4GB")
+
+
+def evaluate(config: EvaluateConfig) -> Path:
+    """Write the report to `output_folder`; returns the folder."""
+    started = time.time()
+    if config.profile not in PROFILES:
+        raise InputError(
+            f"--profile {config.profile}: it is one of {', '.join(PROFILES)}."
+        )
+    profile = PROFILES[config.profile].with_seed(config.seed)
+    output = Path(config.output_folder)
+    real, synthetic = Path(config.real_folder), Path(config.synthetic_folder)
+    model = Path(config.model_folder) if config.model_folder else None
+    if model and not (model / "config.json").is_file():
+        raise InputError(f"--model_folder {model} holds no model (no config.json).")
+    settings = {"profile": profile.name, "seed": profile.seed, "model": bool(model)}
+    inputs = folder_fingerprint(real / "timeline") + folder_fingerprint(synthetic)
+    if is_done(output, step="evaluate", settings=settings, inputs=inputs):
+        log.info("evaluate: done before, in %s", output)
+        return output
+    megabytes_of(config.memory)
+    database = Path(config.warehouse or synthetic.parent / "warehouse.duckdb")
+    work_folder = output.with_name(f".{output.name}.dbt")
+    with whole_folder(output) as partial:
+        with connect(database, config) as con:
+            make_cohorts(con, real, synthetic)
+            say(started, "real and synthetic patients are read")
+            make_anchors(con, profile.anchors, profile.seed)
+            say(started, f"anchors: {', '.join(profile.anchors)}")
+        warehouse.build(
+            "evaluate",
+            variables={},
+            warehouse=database,
+            work_folder=work_folder,
+            cores=config.cores,
+            memory=config.memory,
+        )
+        say(started, "marts are computed")
+        with connect(database, config) as con:
+            con.execute("create schema if not exists evaluation")
+            results, families = measure(con, profile, started)
+            if model:
+                privacy.measure_model(con, model, real, profile, results)
+                say(started, "the model's own attack")
+            measure_quality(con, results)
+            report = judge(con, results, families, profile, run_of(synthetic, profile))
+            report["folders"] = {
+                "real": str(real), "synthetic": str(synthetic),
+                "model": str(model or ""),
+            }  # fmt: skip
+            write_json(partial / "metrics.json", without_nan(report))
+            write_report(con, report, results.curves, concept_names(config), partial)
+        write_manifest(
+            partial,
+            step="evaluate",
+            settings=settings,
+            inputs=inputs,
+            started=started,
+            result={"verdict": report["verdict"], "run_id": report["run"]["run_id"]},
+        )
+    shutil.rmtree(work_folder, ignore_errors=True)
+    log.info(
+        "evaluate: %s: %s; %s must gates passed, %s failed, %s cannot be judged",
+        report["verdict"]["outcome"],
+        output / "index.html",
+        report["verdict"]["must"]["passed"],
+        report["verdict"]["must"]["failed"],
+        sum(
+            report["verdict"]["must"][status]
+            for status in ("underpowered", "undefined", "not_run")
+        ),
+    )
+    for anchor, is_right in report["anchors"].items():
+        if not is_right:
+            log.info(
+                "evaluate: anchor %s did not come out as it must: see docs", anchor
+            )
+    return output
+
+
+def connect(database: Path, config: EvaluateConfig) -> duckdb.DuckDBPyConnection:
+    """Open the warehouse."""
+    import duckdb
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    con = duckdb.connect(str(database))
+    con.execute(f"set threads = {config.cores}")
+    con.execute(f"set memory_limit = '{config.memory}'")
+    return con
+
+
+def measure(
+    con: duckdb.DuckDBPyConnection, profile: Profile, started: float
+) -> tuple[Results, dict[str, str]]:
+    """Measure every candidate; returns results, and the family of each metric."""
+    results, families = Results(), {}
+    present = {
+        name
+        for (name,) in con.execute(
+            f"select distinct cohort from {SCHEMA}.persons"
+        ).fetchall()
+    }
+    for family, modules in FAMILIES.items():
+        for module in modules:
+            for candidate in (SYNTHETIC, *profile.anchors):
+                if candidate not in present:
+                    continue
+                before = len(results.metrics)
+                module.measure(con, candidate, profile, results)
+                families |= {m.name: family for m in results.metrics[before:]}
+                name = module.__name__.rsplit(".", 1)[1]
+                say(started, f"{name} of {candidate}")
+    return results, families
+
+
+def measure_quality(con: duckdb.DuckDBPyConnection, results: Results) -> None:
+    """Take over what decode's quality checks found, where they were run."""
+    found = con.execute(
+        "select count(*) from information_schema.tables "
+        "where table_schema = 'synthetic_quality' and table_name = 'quality_report'"
+    ).fetchone()
+    if not found[0]:
+        return
+    checks, failures = con.execute(
+        "select count(*), count(*) filter (verdict = 'failed') "
+        "from synthetic_quality.quality_report where severity = 'fatal'"
+    ).fetchone()
+    results.add("fatal_failures", SYNTHETIC, failures, n=checks)
+
+
+def judge(
+    con: duckdb.DuckDBPyConnection,
+    results: Results,
+    families: Mapping[str, str],
+    profile: Profile,
+    run: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Hold the metrics against the gates, and add them to the scorecard."""
+    gates = read_gates(con)
+    sizes = dict(
+        con.execute(
+            f"select cohort, count(*) from {SCHEMA}.persons group by 1 order by 1"
+        ).fetchall()
+    )
+    rows = score_rows(results.metrics, families, gates)
+    add_to_scorecard(con, run, rows)
+    cohorts = [name for name in (SYNTHETIC, *profile.anchors) if name in sizes]
+    judged = gate_rows(results.metrics, gates, cohorts)
+    least = min(sizes.get(name, 0) for name in ("holdout", "ideal", "calibration"))
+    return {
+        "run": dict(run),
+        "versions": versions(),
+        "persons": sizes,
+        "verdict": verdict(judged, least),
+        "anchors": check_anchors(judged),
+        "gates": judged,
+        "metrics": rows,
+    }
+
+
+def run_of(synthetic: Path, profile: Profile) -> dict[str, Any]:
+    """Say which run this is, and which model wrote the patients."""
+    manifest = read_manifest(synthetic) or {}
+    sampled = read_manifest(synthetic.parent / "generated_sequences") or {}
+    return {
+        "run_id": uuid.uuid4().hex[:12],
+        "version": versions().get("omop-gpt", ""),
+        "model": (sampled.get("result") or {}).get("model", ""),
+        "profile": profile.name,
+        "seed": profile.seed,
+        "vocabulary": (manifest.get("result") or {}).get("vocabulary", ""),
+        "sampling": sampled.get("settings") or {},
+    }
+
+
+def concept_names(config: EvaluateConfig) -> str:
+    """Query of concept ids and names: of the source, else of the synthetic tables."""
+    for folder in (config.source_omop_folder, config.synthetic_folder):
+        files = sorted((Path(folder) / "concept").glob("*.parquet")) if folder else []
+        if files:
+            names = ", ".join("'" + str(f).replace("'", "''") + "'" for f in files)
+            return (
+                "select cast(concept_id as bigint) as concept_id, concept_name "
+                f"from read_parquet([{names}], union_by_name = true)"
+            )
+    return (
+        "select null::bigint as concept_id, null::varchar as concept_name where false"
+    )
+
+
+def say(started: float, what: str) -> None:
+    """Tell what is done, and when."""
+    log.info("evaluate: %5.0f s  %s", time.time() - started, what)
+
+
+def without_nan(content: Any) -> Any:
+    """Replace NaN by None, which JSON has, all the way down."""
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [without_nan(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content

@@ -1,0 +1,274 @@
+"""Gates over metrics: what passes, what fails, and what the data is too small to say.
+
+A gate is a row of seed `gates`. The ideal anchor, real persons whom no model saw, goes
+through the same gates: where they fail one, the data is too small for it, and nobody
+passes. The scorecard is table evaluation.eval_scorecard: rows are added, never changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from omop_gpt.evaluation.cohorts import SYNTHETIC
+from omop_gpt.evaluation.results import Metric
+
+if TYPE_CHECKING:
+    import duckdb
+
+IDEAL = "ideal"
+# of the holdout and of each half of the reserve, below which nothing is judged
+LEAST_PERSONS = 1_000
+# which anchor a family's score counts to: 0 is the ideal, 1 is this one
+WORST = {"privacy": "copy"}
+FIDELITY_WORST = "unigram"
+# what an anchor has to fail, for the evaluation to be believed
+MUST_FAIL = {
+    "copy": "privacy",
+    "near_copy": "privacy",
+    "leak_10": "privacy",
+    "unigram": "fidelity",
+    "independent": "fidelity",
+    "chain": "fidelity",
+    "visit_shuffle": "fidelity",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A bound on one metric; see the columns of seed `gates`."""
+
+    gate_order: int
+    metric: str
+    stratum: str
+    family: str
+    level: str
+    title: str
+    bound: str
+    direction: str
+    threshold: float
+    ideal_factor: float
+    ideal_margin: float
+    cap: float
+
+    def limit(self, ideal: Metric | None) -> float:
+        """Return the bound, which may follow the ideal anchor up to a cap."""
+        limit = self.threshold
+        if (self.ideal_factor or self.ideal_margin) and is_known(ideal):
+            limit = max(limit, self.ideal_factor * ideal.value + self.ideal_margin)
+        return min(limit, self.cap) if self.cap else limit
+
+    def worse(self, one: float, other: float) -> float:
+        """Return by how much one value is worse than another; below 0: better."""
+        return one - other if self.direction == "at_most" else other - one
+
+    def excess(self, metric: Metric, ideal: Metric | None) -> float:
+        """Return by how much a metric misses the bound; 0 or below: it is kept."""
+        by_interval = self.bound == "ci_high" and not math.isnan(metric.ci_high)
+        value = metric.ci_high if by_interval else metric.value
+        return self.worse(value, self.limit(ideal))
+
+    def status(self, metric: Metric | None, ideal: Metric | None) -> str:
+        """Return passed, failed, underpowered, undefined (NaN), or not_run.
+
+        A bound on the upper end of an interval is missed for sure only where the value
+        itself is beyond it and the interval beyond the ideal; between, the targets are
+        too few. A gate that the ideal anchor misses cannot be passed. It still fails
+        where the interval lies beyond the ideal's; without intervals, at twice the
+        ideal's miss.
+        """
+        if metric is None:
+            return "not_run"
+        if not is_known(metric):
+            return "undefined"
+        excess = self.excess(metric, ideal)
+        if not is_known(ideal) or self.excess(ideal, ideal) <= 0:
+            if excess <= 0:
+                return "passed"
+            if self.bound == "ci_high" and is_known(ideal):
+                is_sure = self.worse(metric.value, self.limit(ideal)) > 0 and (
+                    math.isnan(metric.ci_low)
+                    or self.worse(metric.ci_low, ideal.value) > 0
+                )
+                return "failed" if is_sure else "underpowered"
+            return "failed"
+        if metric.cohort == IDEAL or excess <= 0:
+            return "underpowered"
+        if math.isnan(metric.ci_low) or math.isnan(ideal.ci_high):
+            is_clear = excess > 2 * self.excess(ideal, ideal)
+        elif self.direction == "at_most":
+            is_clear = metric.ci_low > ideal.ci_high
+        else:
+            is_clear = metric.ci_high < ideal.ci_low
+        return "failed" if is_clear else "underpowered"
+
+
+def is_known(metric: Metric | None) -> bool:
+    """Tell whether a metric was computed and has a value."""
+    return metric is not None and not math.isnan(metric.value)
+
+
+def read_gates(con: duckdb.DuckDBPyConnection) -> list[Gate]:
+    """Read the gates from the warehouse."""
+    cursor = con.execute("from evaluation.gates order by gate_order")
+    names = [column[0] for column in cursor.description]
+    return [Gate(**dict(zip(names, row))) for row in cursor.fetchall()]
+
+
+def score_rows(
+    metrics: Sequence[Metric], families: Mapping[str, str], gates: Sequence[Gate]
+) -> list[dict[str, Any]]:
+    """Return one row per metric and cohort, with its anchors, its gate and its score.
+
+    `families`: of each metric's name. The score of fidelity and utility is 1 at the
+    ideal and 0 at the unigram; that of privacy is 0 at the ideal and 1 at the copy.
+    """
+    found = {(m.name, m.stratum, m.cohort): m for m in metrics}
+    by_metric = {(gate.metric, gate.stratum): gate for gate in gates}
+    rows = []
+    for metric in metrics:
+        key = (metric.name, metric.stratum)
+        ideal = found.get((*key, IDEAL))
+        family = families.get(metric.name, "quality")
+        worst = found.get((*key, WORST.get(family, FIDELITY_WORST)))
+        gate = by_metric.get(key)
+        rows.append(
+            {
+                "family": family,
+                **dataclasses.asdict(metric),
+                "ideal": ideal.value if ideal else math.nan,
+                "worst": worst.value if worst else math.nan,
+                "score": score(family, metric, ideal, worst),
+                "threshold": gate.limit(ideal) if gate else math.nan,
+                "level": gate.level if gate else "",
+                "status": gate.status(metric, ideal) if gate else "",
+            }
+        )
+    return rows
+
+
+def score(
+    family: str, metric: Metric, ideal: Metric | None, worst: Metric | None
+) -> float:
+    """Return a metric's place between two anchors; NaN where they do not separate."""
+    if not (is_known(metric) and is_known(ideal) and is_known(worst)):
+        return math.nan
+    span = worst.value - ideal.value
+    if not span:
+        return math.nan
+    place = (metric.value - ideal.value) / span
+    return place if family == "privacy" else min(1.0, max(0.0, 1 - place))
+
+
+def gate_rows(
+    metrics: Sequence[Metric], gates: Sequence[Gate], cohorts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return one row per gate and cohort, in the order of the gates."""
+    found = {(m.name, m.stratum, m.cohort): m for m in metrics}
+    rows = []
+    for gate in gates:
+        ideal = found.get((gate.metric, gate.stratum, IDEAL))
+        for cohort in cohorts:
+            metric = found.get((gate.metric, gate.stratum, cohort))
+            rows.append(
+                {
+                    "cohort": cohort,
+                    **dataclasses.asdict(gate),
+                    "value": metric.value if metric else math.nan,
+                    "ci_low": metric.ci_low if metric else math.nan,
+                    "ci_high": metric.ci_high if metric else math.nan,
+                    "n": metric.n if metric else 0,
+                    "ideal": ideal.value if ideal else math.nan,
+                    "limit": gate.limit(ideal),
+                    "status": gate.status(metric, ideal),
+                }
+            )
+    return rows
+
+
+def verdict(rows: Sequence[Mapping[str, Any]], least_persons: int) -> dict[str, Any]:
+    """Judge the synthetic patients by their gates; every must, and most shoulds.
+
+    `least_persons`: of the holdout and the halves of the reserve. Below LEAST_PERSONS
+    nothing passes; what fails clearly still fails.
+    """
+    ours = [row for row in rows if row["cohort"] == SYNTHETIC]
+    counts = {
+        level: {
+            status: sum(r["level"] == level and r["status"] == status for r in ours)
+            for status in ("passed", "failed", "underpowered", "undefined", "not_run")
+        }
+        for level in ("must", "should")
+    }
+    must, should = counts["must"], counts["should"]
+    judged = should["passed"] + should["failed"]
+    if must["failed"] or (judged and should["passed"] < 0.8 * judged):
+        outcome = "failed"
+    elif least_persons < LEAST_PERSONS or must["passed"] < sum(must.values()):
+        outcome = "undecided"
+    else:
+        outcome = "passed"
+    return {"outcome": outcome, "least_persons": least_persons, **counts}
+
+
+def check_anchors(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
+    """Tell of each anchor whether it came out as it must.
+
+    The ideal fails nothing; a copy fails a privacy gate, a broken one a fidelity gate.
+    """
+    checks = {}
+    for cohort in dict.fromkeys(row["cohort"] for row in rows):
+        failed = {
+            row["family"]
+            for row in rows
+            if (row["cohort"], row["status"], row["level"])
+            == (cohort, "failed", "must")
+        }
+        if cohort == IDEAL:
+            checks[cohort] = not failed
+        elif cohort in MUST_FAIL:
+            checks[cohort] = MUST_FAIL[cohort] in failed
+    return checks
+
+
+def add_to_scorecard(
+    con: duckdb.DuckDBPyConnection,
+    run: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """Add the rows of a run; `run` has run_id, version, model, profile and seed."""
+    con.execute(
+        """
+        create table if not exists evaluation.eval_scorecard (
+            run_id varchar, version varchar, model varchar, profile varchar,
+            seed integer, family varchar, metric varchar, stratum varchar,
+            cohort varchar, value double, ci_low double, ci_high double, n bigint,
+            ideal double, worst double, score double, threshold double,
+            level varchar, status varchar
+        )
+        """
+    )
+    con.executemany(
+        "insert into evaluation.eval_scorecard values "
+        f"({', '.join(['?'] * 19)})",
+        [
+            [
+                *(
+                    run[name]
+                    for name in ("run_id", "version", "model", "profile", "seed")
+                ),
+                *(
+                    row[name]
+                    for name in (
+                        "family", "name", "stratum", "cohort", "value", "ci_low",
+                        "ci_high", "n", "ideal", "worst", "score", "threshold",
+                        "level", "status",
+                    )
+                ),
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip

@@ -1,0 +1,715 @@
+"""Whether the order and the timing of events are those of real patients.
+
+Every number compares a candidate with the holdout. The marts of
+`models/marts/evaluation/temporal` count; what needs pairs of concepts is counted here.
+
+Rows of one person are not independent. Each mart sums rows of a private one
+(`temporal_*`) that say whose they are, and each statistic here is of counts or of rows
+of persons: whoever draws persons anew, with weights, needs no other statistic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse, stats
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from omop_gpt.evaluation.results import Profile, Results
+
+Add = Callable[..., None]  # (name, value, stratum="all")
+
+REAL = "holdout"
+LEAST_GAPS = 200  # of a rank band, on both sides
+LEAST_VISITS = 500  # of a type, whose next states are compared
+LEAST_ONSETS = 20  # of a condition
+LEAST_DEATHS = 10
+LEAST_AT_RISK = 50
+LEAST_OCCURRENCES = 100  # of an acute condition
+LEAST_TREATED = 100  # persons of a treated condition
+LEAST_ORDERED = (30, 10)  # persons with a pair, of the holdout and of the candidate
+LAGS = (1, 2, 5, 10, 20)
+TOP = 150  # concepts whose pairs are counted
+GROUPS = 10  # of persons, in the jackknife of information
+INFORMING = 50  # conditions, and drugs and procedures, whose information is measured
+ONSETS = 20  # conditions whose age at onset is compared
+TRENDS = 50  # concepts whose share changes most over the years
+ORDERED = 50  # pairs of concepts of a strong order
+STRONG = 0.9  # share of persons, from which on an order is strong
+RMST_YEARS = 10
+DAYS = 365.25  # of a year
+
+
+def measure(
+    con: duckdb.DuckDBPyConnection,
+    candidate: str,
+    profile: Profile,  # noqa: ARG001  nothing here is drawn by chance
+    results: Results,
+) -> None:
+    """Compare cohort `candidate` with the holdout; `con` has the cohorts and the marts.
+
+    Adds the metrics gap_*, transition_tv, next_visit_pair_r2, lag_*, onset_age_w1,
+    incidence_log_ratio, survival_*, time_violation*, season_*, calendar_*, order_*,
+    pathway_tv and history_*, and the curves lagged_information and pair_order. NaN is
+    what the rows are too few for.
+    """
+    query = "select count(*) from evaluation_private.temporal_persons where cohort = ?"
+    size = con.execute(query, [candidate]).fetchone()[0]
+
+    def add(name: str, value: float | None, stratum: str = "all") -> None:
+        value = np.nan if value is None else value
+        results.add(name, candidate, value, stratum=str(stratum), n=size)
+
+    measure_gaps(con, candidate, add)
+    measure_transitions(con, candidate, add)
+    results.draw("lagged_information", measure_next_visits(con, candidate, add))
+    measure_repeats(con, candidate, add)
+    measure_onsets(con, candidate, add)
+    measure_survival(con, candidate, add)
+    measure_checks(con, candidate, add)
+    measure_seasons(con, candidate, add)
+    measure_trend(con, candidate, add)
+    results.draw("pair_order", measure_order(con, candidate, add))
+    measure_pathways(con, candidate, add)
+    measure_lengths(con, candidate, add)
+
+
+def paired_counts(
+    con: duckdb.DuckDBPyConnection,
+    candidate: str,
+    mart: str,
+    key: str,
+    weight: str,
+    within: str = "'all'",
+    least: int = 1,
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Yield by stratum the keys (n,) and the (2, n) counts of holdout and candidate.
+
+    Strata of which one of them has fewer than `least` are not among them; keys are in
+    order.
+    """
+    query = f"""
+        with cells as (
+            select
+                cast({within} as varchar) as stratum, {key} as key,
+                coalesce(sum({weight}) filter (where cohort = $real), 0) as reals,
+                coalesce(sum({weight}) filter (where cohort = $ours), 0) as ours
+            from evaluation.{mart}
+            where cohort in ($real, $ours)
+            group by 1, 2
+        )
+        select
+            stratum, list(key order by key), list(reals order by key),
+            list(ours order by key)
+        from cells
+        group by 1
+        having least(sum(reals), sum(ours)) >= $least
+        order by 1
+    """
+    asked = {"real": REAL, "ours": candidate, "least": least}
+    rows = con.execute(query, asked).fetchall()
+    for stratum, keys, *counts in rows:
+        yield stratum, np.array(keys), np.array(counts, float)
+
+
+def total_variation(counts: np.ndarray) -> float:
+    """Return half the summed differences of the shares of two rows of counts."""
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    return float(np.abs(shares[0] - shares[1]).sum() / 2)
+
+
+def ks(counts: np.ndarray) -> float:
+    """Return the Kolmogorov-Smirnov distance of two rows of counts, in their order."""
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    return float(np.abs(np.diff(shares.cumsum(axis=1), axis=0)).max())
+
+
+def w1(values: np.ndarray, counts: np.ndarray) -> float:
+    """Return the Wasserstein-1 distance of two rows of counts of these values."""
+    return float(stats.wasserstein_distance(values, values, *counts))
+
+
+def identity_r2(real: np.ndarray, ours: np.ndarray) -> float:
+    """Return R² on the line of identity: 1 is equal, 0 as good as the mean."""
+    spread = ((real - real.mean()) ** 2).sum() if real.size else 0.0
+    return 1 - ((real - ours) ** 2).sum() / spread if spread > 0 else np.nan
+
+
+def measure_gaps(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
+    """Days between the starts of successive visits, and whether gaps remember.
+
+    KS of days; W1 of log(1 + days) in standard deviations of the holdout; total
+    variation of classes that hold the days people agree on (a week, a month, a year) by
+    themselves. Memory: Spearman's correlation of a person's gap with the next one, and
+    the share of the variance of log(1 + days) between persons (intraclass correlation,
+    one-way analysis of variance).
+    """
+    found: dict[tuple[str, str], float | None] = dict.fromkeys(
+        (name, "all") for name in ("gap_ks", "gap_w1", "gap_class_tv")
+    )
+    for within in ("'all'", "'visit ' || rank_band", "'type ' || visit_concept_id"):
+        asked = {"weight": "gaps", "within": within, "least": LEAST_GAPS}
+        cells = paired_counts(con, candidate, "gaps", "days", **asked)
+        for stratum, days, counts in cells:
+            found["gap_ks", stratum] = ks(counts)
+            found["gap_w1", stratum] = standard_log_w1(days, counts)
+        cells = paired_counts(con, candidate, "gaps", "gap_class", **asked)
+        for stratum, _, counts in cells:
+            found["gap_class_tv", stratum] = total_variation(counts)
+    for (name, stratum), value in found.items():
+        add(name, value, stratum)
+
+    query = """
+        select person_number, days
+        from evaluation_private.temporal_visits
+        where cohort = ? and days is not null
+        order by visit_number
+    """
+    memory, between = np.full((2, 2), np.nan)
+    for side, cohort in enumerate((REAL, candidate)):
+        rows = con.execute(query, [cohort]).fetchnumpy()
+        person, days = (np.asarray(rows[name]) for name in ("person_number", "days"))
+        memory[side] = gap_memory(person, days)
+        between[side] = between_persons(person, np.log1p(np.maximum(days, 0)))
+    add("gap_memory", memory[1])
+    add("gap_memory_difference", abs(memory[1] - memory[0]))
+    add("gap_between_persons", between[1])
+    add("gap_between_persons_difference", abs(between[1] - between[0]))
+
+
+def standard_log_w1(days: np.ndarray, counts: np.ndarray) -> float:
+    """Return W1 of log(1 + days), in standard deviations of the first row of counts."""
+    logs = np.log1p(np.maximum(days, 0))
+    mean = np.average(logs, weights=counts[0])
+    spread = np.average((logs - mean) ** 2, weights=counts[0]) ** 0.5
+    return w1(logs, counts) / spread if spread > 0 else np.nan
+
+
+def gap_memory(person: np.ndarray, days: np.ndarray) -> float:
+    """Return Spearman's correlation of each gap, in order, with its person's next."""
+    next_to = np.flatnonzero(person[:-1] == person[1:])
+    if len(next_to) < LEAST_GAPS:
+        return np.nan
+    ranks = stats.rankdata(days[next_to]), stats.rankdata(days[next_to + 1])
+    if min(np.ptp(rank) for rank in ranks) == 0:
+        return np.nan
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def between_persons(person: np.ndarray, values: np.ndarray) -> float:
+    """Return the intraclass correlation ICC(1) of persons with two values or more."""
+    _, group, sizes = np.unique(person, return_inverse=True, return_counts=True)
+    kept = sizes[group] > 1
+    _, group, sizes = np.unique(group[kept], return_inverse=True, return_counts=True)
+    values = values[kept]
+    if len(values) < LEAST_GAPS or len(sizes) < 2:
+        return np.nan
+    means = np.bincount(group, values) / sizes
+    within = ((values - means[group]) ** 2).sum() / (len(values) - len(sizes))
+    among = (sizes * (means - values.mean()) ** 2).sum() / (len(sizes) - 1)
+    # the size that unequal groups stand for
+    size = (len(values) - (sizes**2).sum() / len(values)) / (len(sizes) - 1)
+    spread = among + (size - 1) * within
+    return float((among - within) / spread) if spread > 0 else np.nan
+
+
+def measure_transitions(
+    con: duckdb.DuckDBPyConnection, candidate: str, add: Add
+) -> None:
+    """Compare what follows each type of visit, the end and death too: the worst TV."""
+    cells = paired_counts(
+        con,
+        candidate,
+        "transitions",
+        key="to_state",
+        weight="transitions",
+        within="from_state",
+        least=LEAST_VISITS,
+    )
+    found = {state: total_variation(counts) for state, _, counts in cells}
+    add("transition_tv", max(found.values(), default=None))
+    for state, value in found.items():
+        add("transition_tv", value, state)
+
+
+def measure_next_visits(
+    con: duckdb.DuckDBPyConnection, candidate: str, add: Add
+) -> list[dict[str, Any]]:
+    """Pairs of concepts in a visit and a later one; returns the curve of information.
+
+    R² of the counts per person of the holdout's top concepts in a visit and in the next
+    (HALO, Nat Commun 2023). Information: mutual information in nats of a condition at a
+    visit and a drug or procedure `lag` visits later, its mean over all pairs of the
+    holdout's most frequent ones.
+    """
+    query = """
+        select concept_number - 1 as place
+        from evaluation.temporal_concepts
+        where {} and persons > 0
+        order by concept_number
+        limit ?
+    """
+    rules = {
+        "true": TOP,
+        "source_table = 'condition_occurrence'": INFORMING,
+        "source_table in ('drug_exposure', 'procedure_occurrence')": INFORMING,
+    }
+    chosen = [
+        con.execute(query.format(rule), [limit]).fetchnumpy()["place"]
+        for rule, limit in rules.items()
+    ]
+    pairs, curves = [], []
+    for cohort in (REAL, candidate):
+        person, visits = visit_matrix(con, cohort)
+        top, cause, effect = (visits[:, columns] for columns in chosen)
+        before = np.flatnonzero(person[:-1] == person[1:])
+        persons = max(len(np.unique(person)), 1)
+        pairs.append((top[before].T @ top[before + 1]).toarray() / persons)
+        curves.append([information(person, cause, effect, lag) for lag in LAGS])
+    add("next_visit_pair_r2", identity_r2(*pairs))
+    gaps = np.abs(np.subtract(*curves))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = np.nansum(gaps) / np.nansum(curves[0])
+    known = ~np.isnan(gaps)
+    add("lag_information_gap", gaps[known].mean() if known.any() else None)
+    add("lag_information_relative_gap", relative if known.any() else None)
+    return [
+        {
+            "cohort": candidate,
+            "lag": lag,
+            "information": ours,
+            "information_holdout": real,
+        }
+        for lag, real, ours in zip(LAGS, *curves)
+    ]
+
+
+def visit_matrix(
+    con: duckdb.DuckDBPyConnection, cohort: str
+) -> tuple[np.ndarray, sparse.csr_array]:
+    """Return the person of each visit, and visits by concepts, 1 where one is told."""
+    query = """
+        select person_number, visit_number
+        from evaluation_private.temporal_visits
+        where cohort = ?
+        order by visit_number
+    """
+    visits = con.execute(query, [cohort]).fetchnumpy()
+    person, number = (np.asarray(visits[n]) for n in ("person_number", "visit_number"))
+    query = """
+        select visit_number, concept_number
+        from evaluation_private.temporal_visit_concepts
+        inner join evaluation.temporal_concepts using (concept_number)
+        where
+            cohort = $cohort
+            and (
+                concept_number <= $top
+                or table_rank <= $informing and source_table in (
+                    'condition_occurrence', 'drug_exposure', 'procedure_occurrence'
+                )
+            )
+    """
+    asked = {"cohort": cohort, "top": TOP, "informing": INFORMING}
+    found = con.execute(query, asked).fetchnumpy()
+    query = "select coalesce(max(concept_number), 0) from evaluation.temporal_concepts"
+    shape = (len(person), con.execute(query).fetchone()[0])
+    row = np.searchsorted(number, found["visit_number"])
+    column = np.asarray(found["concept_number"]) - 1
+    told = np.ones(len(row), np.int64)
+    return person, sparse.csr_array((told, (row, column)), shape=shape)
+
+
+def information(
+    person: np.ndarray, cause: sparse.csr_array, effect: sparse.csr_array, lag: int
+) -> float:
+    """Return the mean mutual information of columns `lag` visits apart, in nats.
+
+    Few visits look informative by chance, the more so as those of a person are alike:
+    that excess falls as 1 / persons, so a jackknife of GROUPS groups of them removes it
+    (Quenouille 1956).
+    """
+    earlier = np.flatnonzero(person[:-lag] == person[lag:])
+    if len(earlier) < LEAST_GAPS or not cause.shape[1] or not effect.shape[1]:
+        return np.nan
+    counts = []  # by group: joint, of the causes, of the effects, of all pairs
+    for group in range(GROUPS):
+        rows = earlier[person[earlier] % GROUPS == group]
+        causes, effects = cause[rows], effect[rows + lag]
+        both = (causes.T @ effects).toarray()
+        margins = causes.sum(axis=0)[:, None], effects.sum(axis=0)[None, :]
+        counts.append((both, *margins, len(rows)))
+    total = [sum(parts) for parts in zip(*counts)]
+    without = [
+        mean_information(*(of_all - of_group for of_all, of_group in zip(total, group)))
+        for group in counts
+    ]
+    whole = mean_information(*total)
+    return GROUPS * whole - (GROUPS - 1) * float(np.mean(without))
+
+
+def mean_information(
+    both: np.ndarray, causes: np.ndarray, effects: np.ndarray, pairs: int
+) -> float:
+    """Return the mean mutual information of counts (C, E), (C, 1), (1, E), in nats."""
+    nats = np.zeros(both.shape)
+    for count, row, column in (
+        (both, causes, effects),
+        (causes - both, causes, pairs - effects),
+        (effects - both, pairs - causes, effects),
+        (pairs - causes - effects + both, pairs - causes, pairs - effects),
+    ):
+        told = count > 0
+        ratio = np.where(told, count * float(pairs), 1) / np.where(
+            told, row * column, 1
+        )
+        nats += count / max(pairs, 1) * np.log(ratio)
+    return float(nats.mean())
+
+
+def measure_repeats(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
+    """How much of a visit comes back later: mean Jaccard index of visits a lag apart.
+
+    Area: of the difference of the curves, linear between the lags, as a share of the
+    area below the holdout's.
+    """
+    query = """
+        select visit_lag, jaccard
+        from evaluation.lag_repeats
+        where cohort = ? and pairs >= ?
+    """
+    real, ours = (
+        dict(con.execute(query, [cohort, LEAST_GAPS]).fetchall())
+        for cohort in (REAL, candidate)
+    )
+    lags = [lag for lag in LAGS if lag in real and lag in ours]
+    add("lag_5_jaccard", ours.get(5))
+    known = 5 in lags and real[5] > 0
+    add("lag_5_relative_error", abs(ours[5] / real[5] - 1) if known else None)
+    for lag in lags:
+        add("lag_jaccard", ours[lag], lag)
+    curve = np.array([[found[lag] for lag in lags] for found in (real, ours)])
+    area = np.trapezoid(curve[0], lags) if len(lags) > 1 else 0.0
+    if area > 0:
+        # a fine grid, for curves may cross between lags
+        grid = np.linspace(lags[0], lags[-1], 1901)
+        gap = np.abs(np.subtract(*(np.interp(grid, lags, side) for side in curve)))
+    add("lag_area_difference", np.trapezoid(gap, grid) / area if area > 0 else None)
+
+
+def measure_onsets(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
+    """Age in years at which a frequent condition is first told: median W1; incidence.
+
+    Incidence by five years of age: mean absolute logarithm of the ratio of rates, over
+    cells with LEAST_ONSETS cases or more on both sides.
+    """
+    query = """
+        select distinct cast(concept_id as varchar)
+        from evaluation.onset_ages
+        where table_rank <= ?
+    """
+    chosen = {concept for (concept,) in con.execute(query, [ONSETS]).fetchall()}
+    cells = paired_counts(
+        con, candidate, "onset_ages", "age", "persons", "concept_id", LEAST_ONSETS
+    )
+    found = {concept: w1(age, n) for concept, age, n in cells if concept in chosen}
+    add("onset_age_w1", np.median(list(found.values())) if found else None)
+    for concept, value in found.items():
+        add("onset_age_w1", value, concept)
+    query = """
+        select avg(abs(ln(ours.rate / real.rate)))
+        from (from evaluation.onset_incidence where cohort = $ours) as ours
+        inner join (from evaluation.onset_incidence where cohort = $real) as real
+            using (concept_id, age_from)
+        where
+            ours.onsets >= $least and real.onsets >= $least
+            and ours.rate > 0 and real.rate > 0
+    """
+    asked = {"ours": candidate, "real": REAL, "least": LEAST_ONSETS}
+    add("incidence_log_ratio", con.execute(query, asked).fetchone()[0])
+
+
+def measure_survival(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
+    """Kaplan-Meier on age, with late entry, and from the first day that is known.
+
+    Largest difference of the curves while at least LEAST_AT_RISK are at risk on both
+    sides; both are 1 where that begins. Restricted mean survival time: the area below
+    the curve of the first RMST_YEARS of follow-up, in years.
+    """
+    for axis in ("age", "follow_up"):
+        days, curves = survival_curves(con, candidate, axis)
+        known = len(days) > 0
+        gap = np.abs(curves[0] - curves[1]).max() if known else None
+        add("survival_sup", gap, "all" if axis == "age" else axis)
+    last = RMST_YEARS * DAYS
+    if known and days[-1] >= last:
+        ends = np.append(days[days < last], last)
+        # on a day, the curve is what it was before: who dies has lived to its end
+        before = np.column_stack([np.ones(2), curves[:, days < last]])
+        means = (before * np.diff(ends, prepend=0)).sum(axis=1) / DAYS
+        add("survival_rmst_difference", abs(means[1] - means[0]))
+    else:
+        add("survival_rmst_difference", None)
+
+
+def survival_curves(
+    con: duckdb.DuckDBPyConnection, candidate: str, axis: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return days (n,) and Kaplan-Meier curves (2, n) after them, holdout first.
+
+    Empty where the risk sets never are large enough on both sides, or fewer than
+    LEAST_DEATHS die while they are.
+    """
+    query = """
+        select life_day, at_risk, deaths
+        from evaluation_private.temporal_risk_sets
+        where cohort = ? and axis = ?
+        order by life_day
+    """
+    sides = [
+        np.array(con.execute(query, [cohort, axis]).fetchall(), int).reshape(-1, 3)
+        for cohort in (REAL, candidate)
+    ]
+    days = np.unique(np.concatenate([side[:, 0] for side in sides]))
+    at_risk, deaths = np.zeros((2, 2, len(days)))
+    for number, (day, persons, died) in enumerate(side.T for side in sides):
+        # a risk set stays until somebody comes or goes
+        place = np.searchsorted(day, days, side="right")
+        at_risk[number] = np.append(0, persons)[place]
+        deaths[number, np.searchsorted(days, day)] = died
+    enough = np.flatnonzero((at_risk >= LEAST_AT_RISK).all(axis=0))
+    inside = slice(enough[0], enough[-1] + 1) if len(enough) else slice(0, 0)
+    days, at_risk, deaths = days[inside], at_risk[:, inside], deaths[:, inside]
+    deaths = np.where(at_risk >= LEAST_AT_RISK, deaths, 0)
+    if deaths.sum(axis=1).min() < LEAST_DEATHS:
+        return np.zeros(0), np.zeros((2, 0))
+    return days, np.cumprod(1 - deaths / np.maximum(at_risk, 1), axis=1)
+
+
+def measure_checks(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
+    """Shares of rows whose dates are out of order; over all: the worst excess.
+
+    Excess over the holdout's share, and not below 0: real records have faults of their
+    own, which a model may repeat.
+    """
+    query = """
+        select
+            check_name,
+            max(rows_violated / denominator) filter (where cohort = $ours) as ours,
+            max(rows_violated / denominator) filter (where cohort = $real) as real
+        from evaluation.time_checks
+        where cohort in ($ours, $real) and denominator > 0
+        group by 1
+        order by 1
+    """
+    rows = con.execute(query, {"real": REAL, "ours": candidate}).fetchall()
+    known = [row for row in rows if None not in row]
+    excess = [max(ours - real, 0) for _, ours, real in known]
+    add("time_violation_excess", max(excess, default=None))
+    for name, ours, _ in known:
+        add("time_violations", ours, name)
+
+
+def measure_seasons(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
+    """Months of the acute conditions with the strongest seasons.
+
+    Total variation of the months of all of them together, and of each. Shift of the
+    peak: of the first harmonic of the twelve months' counts, in months, the median of
+    the conditions; the month of the largest count would jump by chance.
+    """
+    asked = {"key": "event_month", "weight": "occurrences", "least": LEAST_OCCURRENCES}
+    found: dict[str, float | None] = {"all": None}
+    shifts = []
+    for within in ("'all'", "concept_id"):
+        cells = paired_counts(con, candidate, "seasonality", within=within, **asked)
+        for stratum, month, counts in cells:
+            found[stratum] = total_variation(counts)
+            if stratum != "all":
+                real, ours = counts @ np.exp(2j * np.pi * month / 12)
+                shift = np.angle(ours * np.conj(real)) * 12 / (2 * np.pi)
+                shifts.append(abs(shift))
+    for stratum, value in found.items():
+        add("season_tv", value, stratum)
+    add("season_peak_shift", np.median(shifts) if shifts else None)
+
+
+def measure_trend(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
+    """Compare what is told in each calendar year, and how much.
+
+    The share of a concept is of all that visits of the year tell of the TOP concepts,
+    for how much a visit tells changes, too. Of the TRENDS concepts whose share changes
+    most in the training cohort (chi-squared of years beyond its degrees of freedom): the
+    correlation of their departures from their mean, each in its standard deviation, so
+    that frequent concepts do not drown rare ones; and the mean absolute difference of
+    shares, which count by their year. Besides, the total variation of visits by year.
+    """
+    trained, real, ours = (
+        year_counts(con, candidate, cohort) for cohort in ("train", REAL, candidate)
+    )
+    year_visits = np.array([side[1] for side in (real, ours)])
+    known = (year_visits >= LEAST_VISITS).all(axis=0)
+    tv = total_variation(year_visits) if year_visits.sum(axis=1).all() else None
+    add("calendar_tv", tv)
+
+    trend = trend_strengths(trained[0])
+    chosen = np.argsort(-trend, kind="stable")[:TRENDS]
+    chosen = chosen[trend[chosen] > 0]
+    if not len(chosen) or known.sum() < 2:
+        add("calendar_trend_r", None)
+        add("calendar_trend_gap", None)
+        return
+    told = np.array([side[0][:, known] for side in (real, ours)])
+    totals = np.maximum(told.sum(axis=1), 1)
+    weight = totals.min(axis=0)
+    shares = told[:, chosen] / totals[:, None]  # (2, concepts, years)
+    means = np.average(shares, axis=2, weights=weight)
+    spread = np.sqrt(means[0] * (1 - means[0]))
+    departures = (shares - means[:, :, None])[:, spread > 0] / spread[spread > 0, None]
+    # each concept's departures sum to 0 by their weights
+    products = np.einsum("acy,bcy,y->ab", departures, departures, weight)
+    sizes = products[0, 0] * products[1, 1]
+    add("calendar_trend_r", products[0, 1] / sizes**0.5 if sizes > 0 else None)
+    gaps = np.abs(shares[0] - shares[1]).mean(axis=0)
+    add("calendar_trend_gap", np.average(gaps, weights=weight))
+
+
+def year_counts(
+    con: duckdb.DuckDBPyConnection, candidate: str, cohort: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return visits of `cohort` with each concept (concepts, years), and all (years,).
+
+    Concepts and years are those of training, holdout and candidate, in their order.
+    """
+    query = """
+        select
+            list(visits order by source_table, concept_id), max(year_visits)
+        from (
+            select
+                source_table, concept_id, visit_year,
+                coalesce(max(visits) filter (where cohort = $cohort), 0) as visits,
+                coalesce(max(year_visits) filter (where cohort = $cohort), 0)
+                    as year_visits
+            from evaluation.calendar_trend
+            where cohort in ('train', $real, $ours)
+            group by 1, 2, 3
+        )
+        group by visit_year
+        order by visit_year
+    """
+    asked = {"cohort": cohort, "real": REAL, "ours": candidate}
+    rows = con.execute(query, asked).fetchall()
+    visits = np.array([row[0] for row in rows], float).reshape(len(rows), -1).T
+    return visits, np.array([row[1] for row in rows], float)
+
+
+def trend_strengths(told: np.ndarray) -> np.ndarray:
+    """Return chi-squared of years less its degrees of freedom; (concepts, years)."""
+    totals = told.sum(axis=0)
+    share = told.sum(axis=1) / max(totals.sum(), 1)
+    variance = share * (1 - share)
+    departure = told - np.outer(share, totals)
+    chi2 = (departure**2 / np.maximum(totals, 1)).sum(axis=1)
+    freedom = np.count_nonzero(totals) - 1
+    return (
+        np.where(variance > 0, chi2 / np.where(variance > 0, variance, 1), 0) - freedom
+    )
+
+
+def measure_order(
+    con: duckdb.DuckDBPyConnection, candidate: str, add: Add
+) -> list[dict[str, Any]]:
+    """Pairs of concepts of which one nearly always comes first; returns them.
+
+    Of persons who have both, on days apart, the share who have the first one first:
+    above STRONG in the holdout. What is told often comes before what is told seldom in
+    any order, so pairs must go beyond that: the ORDERED pairs whose share exceeds most,
+    in standard errors, the one that a person's events in random order would have.
+    """
+    first, both, by_chance = first_counts(con, REAL)
+    our_first, our_both, _ = first_counts(con, candidate)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share, our_share = first / both, our_first / our_both
+        excess = (share - by_chance / both) * np.sqrt(both)
+    strong = (both >= LEAST_ORDERED[0]) & (share > STRONG)
+    pairs = np.argwhere(strong)[np.argsort(-excess[strong], kind="stable")]
+    known = [
+        (int(a), int(b))
+        for a, b in pairs[:ORDERED]
+        if our_both[a, b] >= LEAST_ORDERED[1]
+    ]
+    reals, ours = (
+        np.array([side[pair] for pair in known]) for side in (share, our_share)
+    )
+    add("order_consistency", (ours > 0.5).mean() if known else None)
+    add("order_gap", np.abs(ours - reals).mean() if known else None)
+    query = (
+        "select concept_id from evaluation.temporal_concepts order by concept_number"
+    )
+    concept = [row[0] for row in con.execute(query).fetchall()]
+    return [
+        {
+            "cohort": candidate,
+            "concept_a": concept[a],
+            "concept_b": concept[b],
+            "share": float(our_share[a, b]),
+            "share_holdout": float(share[a, b]),
+        }
+        for a, b in known
+    ]
+
+
+def first_counts(
+    con: duckdb.DuckDBPyConnection, cohort: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count persons by pair of concepts a, b, each (TOP, TOP).
+
+    Those who have a first on a day before b; who have both first on days apart; and of
+    these, how many would have a first were each person's events in random order.
+    """
+    query = """
+        select
+            dense_rank() over (order by person_number) - 1 as person,
+            concept_number - 1 as concept,
+            cast(onset_date - date '1970-01-01' as int) as day,
+            cast(events as float) as events
+        from evaluation_private.temporal_onsets
+        where cohort = ? and concept_number <= ? and onset_date is not null
+    """
+    rows = con.execute(query, [cohort, TOP]).fetchnumpy()
+    shape = (TOP, int(rows["person"].max(initial=-1)) + 1)
+    day, events = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    day[rows["concept"], rows["person"]] = rows["day"]
+    events[rows["concept"], rows["person"]] = rows["events"]
+    before, by_chance = np.zeros((2, TOP, TOP))
+    for concept in range(TOP):
+        has = events[concept] > 0
+        day_of, events_of = day[concept, has], events[concept, has]
+        apart = (events[:, has] > 0) & (day[:, has] != day_of)
+        before[concept] = (apart & (day_of < day[:, has])).sum(axis=1)
+        chance = events_of / (events_of + events[:, has])
+        by_chance[concept] = (chance * apart).sum(axis=1)
+    return before, before + before.T, by_chance
+
+
+def measure_pathways(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
+    """Compare the first three drugs after a treated condition: mean total variation."""
+    cells = paired_counts(
+        con, candidate, "pathways", "pathway", "persons", "concept_id", LEAST_TREATED
+    )
+    found = {concept: total_variation(counts) for concept, _, counts in cells}
+    add("pathway_tv", np.mean(list(found.values())) if found else None)
+    for concept, value in found.items():
+        add("pathway_tv", value, concept)
+
+
+def measure_lengths(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
+    """Events of a person, and months from the first to the last: KS."""
+    cells = paired_counts(
+        con, candidate, "history_lengths", "bin", "persons", "measure"
+    )
+    found = {measure: ks(counts) for measure, _, counts in cells}
+    add("history_events_ks", found.get("events"))
+    add("history_span_ks", found.get("months"))

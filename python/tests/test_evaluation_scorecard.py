@@ -1,0 +1,125 @@
+"""Gates: what passes, fails, and cannot be said; against cases worked out by hand."""
+
+import math
+
+import duckdb
+import pytest
+from omop_gpt.evaluation.results import Metric
+from omop_gpt.evaluation.scorecard import (
+    Gate,
+    add_to_scorecard,
+    check_anchors,
+    gate_rows,
+    score_rows,
+    verdict,
+)
+
+
+def gate(**changes) -> Gate:
+    plain = {
+        "gate_order": 1, "metric": "m", "stratum": "all", "family": "fidelity",
+        "level": "must", "title": "t", "bound": "value", "direction": "at_most",
+        "threshold": 0.1, "ideal_factor": 0.0, "ideal_margin": 0.0, "cap": 0.0,
+    }  # fmt: skip
+    return Gate(**(plain | changes))
+
+
+def metric(value, low=math.nan, high=math.nan, cohort="synthetic", name="m") -> Metric:
+    return Metric(name=name, cohort=cohort, value=value, ci_low=low, ci_high=high, n=9)
+
+
+IDEAL = metric(0.05, cohort="ideal")
+LARGE_IDEAL = metric(0.2, cohort="ideal")
+
+
+@pytest.mark.parametrize(
+    ("changes", "ours", "ideal", "status"),
+    [
+        ({}, metric(0.1), IDEAL, "passed"),
+        ({}, metric(0.11), IDEAL, "failed"),
+        ({}, metric(0.11), None, "failed"),
+        ({}, None, IDEAL, "not_run"),
+        ({}, metric(math.nan), IDEAL, "undefined"),
+        ({"direction": "at_least", "threshold": 0.9}, metric(0.8), metric(1), "failed"),
+        ({"direction": "at_least", "threshold": 0.9}, metric(0.9), metric(1), "passed"),
+        # the bound follows the ideal, up to a cap
+        ({"ideal_factor": 3.0}, metric(0.14), IDEAL, "passed"),
+        ({"ideal_factor": 3.0, "cap": 0.12}, metric(0.14), IDEAL, "failed"),
+        ({"ideal_factor": 1.0, "ideal_margin": 1.0}, metric(1.06), IDEAL, "failed"),
+        # the ideal misses: nobody passes, and who is twice as far fails
+        ({}, metric(0.05), LARGE_IDEAL, "underpowered"),
+        ({}, metric(0.25), LARGE_IDEAL, "underpowered"),
+        ({}, metric(0.31), LARGE_IDEAL, "failed"),
+        ({}, LARGE_IDEAL, LARGE_IDEAL, "underpowered"),
+        # with intervals
+        ({"bound": "ci_high"}, metric(0.05, 0.01, 0.09), metric(0, 0, 0.1), "passed"),
+        (
+            {"bound": "ci_high"}, metric(0.05, 0.01, 0.2), metric(0, -0.1, 0.1),
+            "underpowered",
+        ),
+        ({"bound": "ci_high"}, metric(0.3, 0.2, 0.4), metric(0, -0.1, 0.1), "failed"),
+        ({"bound": "ci_high"}, metric(0.3, 0.21, 0.4), metric(0, -0.2, 0.2), "failed"),
+        (
+            {"bound": "ci_high"}, metric(0.3, 0.1, 0.4), metric(0, -0.2, 0.2),
+            "underpowered",
+        ),
+    ],
+)  # fmt: skip
+def test_status(changes, ours, ideal, status):
+    assert gate(**changes).status(ours, ideal) == status
+
+
+def test_verdict_and_anchors():
+    gates = [
+        gate(),
+        gate(gate_order=2, metric="leak", family="privacy", threshold=0.5),
+        gate(gate_order=3, metric="nice", level="should"),
+    ]
+    metrics = [
+        metric(value, cohort=cohort, name=name)
+        for name, values in {
+            "m": {"synthetic": 0.1, "ideal": 0.0, "copy": 0.0, "unigram": 0.9},
+            "leak": {"synthetic": 0.1, "ideal": 0.1, "copy": 1.0, "unigram": 0.1},
+            "nice": {"synthetic": 0.05, "ideal": 0.0, "copy": 0.0, "unigram": 0.0},
+        }.items()
+        for cohort, value in values.items()
+    ]
+    cohorts = ("synthetic", "ideal", "copy", "unigram")
+    rows = gate_rows(metrics, gates, cohorts)
+    assert check_anchors(rows) == {"ideal": True, "copy": True, "unigram": True}
+    assert verdict(rows, 5_000)["outcome"] == "passed"
+    assert verdict(rows, 500)["outcome"] == "undecided"
+    # a copy that gets through privacy puts the evaluation in doubt
+    blind = [m for m in metrics if (m.name, m.cohort) != ("leak", "copy")]
+    rows = gate_rows(blind, gates, cohorts)
+    assert not check_anchors(rows)["copy"]
+    rows = gate_rows([m for m in metrics if m.name != "leak"], gates, cohorts)
+    assert verdict(rows, 5_000)["outcome"] == "undecided"
+    failed = [m for m in metrics if m.name != "m" or m.cohort != "synthetic"]
+    rows = gate_rows([*failed, metric(0.2)], gates, cohorts)
+    assert verdict(rows, 500)["outcome"] == "failed"
+
+
+def test_the_scorecard_only_grows():
+    metrics = [
+        metric(0.3), metric(0.1, cohort="ideal"), metric(0.5, cohort="unigram"),
+        metric(1.0, cohort="copy"), metric(0.25, name="leak"),
+        metric(0.0, cohort="ideal", name="leak"),
+        metric(0.5, cohort="copy", name="leak"),
+    ]  # fmt: skip
+    rows = score_rows(metrics, {"m": "fidelity", "leak": "privacy"}, [gate()])
+    scores = {(row["name"], row["cohort"]): row["score"] for row in rows}
+    # half way from the ideal to the unigram; half as leaky as a copy
+    assert scores["m", "synthetic"] == pytest.approx(0.5)
+    assert scores["m", "ideal"] == 1
+    assert scores["leak", "synthetic"] == pytest.approx(0.5)
+    con = duckdb.connect()
+    con.execute("create schema evaluation")
+    run = {"run_id": "a", "version": "1", "model": "", "profile": "smoke", "seed": 1}
+    add_to_scorecard(con, run, rows)
+    add_to_scorecard(con, run | {"run_id": "b"}, rows)
+    found = con.execute(
+        "select run_id, status, count(*) from evaluation.eval_scorecard "
+        "where metric = 'm' and cohort = 'synthetic' group by all order by 1"
+    ).fetchall()
+    assert found == [("a", "failed", 1), ("b", "failed", 1)]
