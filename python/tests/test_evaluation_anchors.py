@@ -430,6 +430,26 @@ def test_chain_draws_any_visit_that_shares_a_concept():
         assert found[concept] == pytest.approx(size / 3, abs=4 * (size * 2 / 9) ** 0.5)
 
 
+def test_no_chain_is_longer_than_the_longest_history():
+    """Where all visits hold the same, one in three picked ones is a last."""
+    con = warehouse({})
+    for table, columns in {
+        "persons": "8507, 0, 0, 1980, null",
+        "visits": "range % 3 + 1, 9202, make_date(2010, range % 3 + 1, 1), null",
+        "events": "1 + range % 3, 'drug_exposure', 1, '2010-01-01', null, null",
+    }.items():
+        rows_each = 1 if table == "persons" else 3
+        con.execute(
+            f"insert into evaluation_private.{table} select 'train', "
+            f"range // {rows_each}, {columns} from range(300 * {rows_each})"
+        )
+    make_anchors(con, ["chain"], seed=3)
+    lengths = Counter(row[0] for row in rows(con, "visits", "chain"))
+    found = Counter(lengths.values())
+    assert found.keys() == {1, 2, 3}
+    assert found[3] / 300 == pytest.approx(4 / 9, abs=0.12)
+
+
 def test_chain_dies_as_the_visit_that_ended_it(con):
     lags = {
         (death - visits[-1][2]).days
