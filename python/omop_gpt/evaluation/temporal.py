@@ -11,6 +11,7 @@ of persons: whoever draws persons anew, with weights, needs no other statistic.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -224,7 +225,7 @@ def measure_transitions(
     cells = paired_counts(
         con,
         candidate,
-        "transitions",
+        "visit_transitions",
         key="to_state",
         weight="transitions",
         within="from_state",
@@ -246,6 +247,32 @@ def measure_next_visits(
     visit and a drug or procedure `lag` visits later, its mean over all pairs of the
     holdout's most frequent ones.
     """
+    (pairs, real), (our_pairs, ours) = (
+        next_visit_counts(con, cohort) for cohort in (REAL, candidate)
+    )
+    add("next_visit_pair_r2", identity_r2(pairs, our_pairs))
+    known = ~np.isnan(real + ours)
+    gap = np.abs(ours - real)[known].mean() if known.any() else None
+    add("lag_information_gap", gap)
+    level = real[known].mean() if known.any() else 0
+    add("lag_information_relative_gap", gap / level if level > 0 else None)
+    return [
+        {
+            "cohort": candidate,
+            "lag": lag,
+            "information": our_value,
+            "information_holdout": value,
+        }
+        for lag, value, our_value in zip(LAGS, real.tolist(), ours.tolist())
+    ]
+
+
+# the holdout, beside one candidate after the other
+@lru_cache(maxsize=2)
+def next_visit_counts(
+    con: duckdb.DuckDBPyConnection, cohort: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return pairs in successive visits per person (K, K), and information by lag."""
     query = """
         select concept_number - 1 as place
         from evaluation.temporal_concepts
@@ -262,30 +289,12 @@ def measure_next_visits(
         con.execute(query.format(rule), [limit]).fetchnumpy()["place"]
         for rule, limit in rules.items()
     ]
-    pairs, curves = [], []
-    for cohort in (REAL, candidate):
-        person, visits = visit_matrix(con, cohort)
-        top, cause, effect = (visits[:, columns] for columns in chosen)
-        before = np.flatnonzero(person[:-1] == person[1:])
-        persons = max(len(np.unique(person)), 1)
-        pairs.append((top[before].T @ top[before + 1]).toarray() / persons)
-        curves.append([information(person, cause, effect, lag) for lag in LAGS])
-    add("next_visit_pair_r2", identity_r2(*pairs))
-    gaps = np.abs(np.subtract(*curves))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        relative = np.nansum(gaps) / np.nansum(curves[0])
-    known = ~np.isnan(gaps)
-    add("lag_information_gap", gaps[known].mean() if known.any() else None)
-    add("lag_information_relative_gap", relative if known.any() else None)
-    return [
-        {
-            "cohort": candidate,
-            "lag": lag,
-            "information": ours,
-            "information_holdout": real,
-        }
-        for lag, real, ours in zip(LAGS, *curves)
-    ]
+    person, visits = visit_matrix(con, cohort)
+    top, cause, effect = (visits[:, columns] for columns in chosen)
+    before = np.flatnonzero(person[:-1] == person[1:])
+    pairs = (top[before].T @ top[before + 1]).toarray()
+    curve = [information(person, cause, effect, lag) for lag in LAGS]
+    return pairs / max(len(np.unique(person)), 1), np.array(curve)
 
 
 def visit_matrix(
@@ -541,7 +550,7 @@ def measure_trend(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> N
 
     The share of a concept is of all that visits of the year tell of the TOP concepts,
     for how much a visit tells changes, too. Of the TRENDS concepts whose share changes
-    most in the training cohort (chi-squared of years beyond its degrees of freedom): the
+    most in the training (chi-squared of years beyond its degrees of freedom): the
     correlation of their departures from their mean, each in its standard deviation, so
     that frequent concepts do not drown rare ones; and the mean absolute difference of
     shares, which count by their year. Besides, the total variation of visits by year.
@@ -661,6 +670,7 @@ def measure_order(
     ]
 
 
+@lru_cache(maxsize=2)
 def first_counts(
     con: duckdb.DuckDBPyConnection, cohort: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
