@@ -134,6 +134,7 @@ def con(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(con) -> Results:
     found = Results()
+    found.add("of_another_family", "train", 0)
     for cohort in ("good", "bad", "small", "nobody"):
         discriminator.measure(con, cohort, PROFILE, found)
         utility.measure(con, cohort, PROFILE, found)
