@@ -134,6 +134,7 @@ def con(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(con) -> Results:
     found = Results()
+    found.add("of_another_family", "train", 0)
     for cohort in ("good", "bad", "small", "nobody"):
         discriminator.measure(con, cohort, PROFILE, found)
         utility.measure(con, cohort, PROFILE, found)
@@ -453,6 +454,21 @@ def test_discriminator_is_that_of_scikit_learn(con, results):
     assert metric.value == pytest.approx(np.mean(errors))
 
 
+def test_the_roc_curve_has_the_area(results):
+    for cohort in ("good", "bad"):
+        rows = [
+            row
+            for row in results.curves["discriminator_roc"]
+            if (row["cohort"], row["model"]) == (cohort, "logistic")
+        ]
+        area = np.trapezoid(
+            [row["true_positive_rate"] for row in rows],
+            [row["false_positive_rate"] for row in rows],
+        )
+        metric = value_of(results, "discriminator_auc", cohort, "logistic")
+        assert area == pytest.approx(metric.value, abs=0.01)
+
+
 def test_discriminator_counts_codes_per_person(con):
     features, names, _ = discriminator.load(con, "bad", 200)
     expected = con.execute(
@@ -530,6 +546,18 @@ def test_tstr_is_a_model_of_the_candidate_tested_on_the_holdout(con, results):
     assert value_of(results, "relative_utility", "good", stratum).value == (
         pytest.approx((tstr - floor) / (trtr - floor), abs=0.03)
     )
+
+
+def test_trts_is_a_model_of_real_patients_tested_on_the_candidate(con, results):
+    reference = utility.make_reference(con, PROFILE)
+    _, rows_of = utility.load(con, "good", 20_000, reference.races)
+    train, rows = reference.train["admit180"], rows_of["admit180"]
+    model = LogisticRegression(C=0.03, max_iter=500)
+    model.fit(utility.inputs(train).toarray(), train.labels)
+    chance = model.predict_proba(utility.inputs(rows).toarray())[:, 1]
+    metric = value_of(results, "trts_auroc", "good", "admit180/logistic")
+    assert metric.value == pytest.approx(roc_auc_score(rows.labels, chance), abs=2e-3)
+    assert metric.n == len(rows.labels)
 
 
 def test_the_paired_bootstrap_is_of_persons(con):

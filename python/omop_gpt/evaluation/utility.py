@@ -234,7 +234,7 @@ def measure(
     by that margin, as otherwise the tasks with the least to learn would weigh most.
     """
     reference = make_reference(con, profile)
-    if not any(metric.cohort == TRAIN for metric in results.metrics):
+    if not any(metric.name == "trtr_auroc" for metric in results.metrics):
         measure_real(reference, results)
     limit = TRAINING_ROWS.get(profile.name, TRAINING_ROWS["standard"])
     persons, rows_of = load(con, candidate, limit, reference.races)
