@@ -30,7 +30,7 @@ transitions as (
     select
         cohort,
         sum(transitions) as row_count,
-        sum(share) as shares,
+        sum(share) as share_sum,
         count(distinct from_state) as states
     from {{ ref('visit_transitions') }}
     group by 1
@@ -55,7 +55,7 @@ steps as (
         lag(survival) over (
             partition by cohort, axis
             order by years
-        ) as before
+        ) as survival_before
     from {{ ref('survival') }}
 
 ),
@@ -69,7 +69,7 @@ final as (
     left join transitions on visits.cohort = transitions.cohort
     where
         visits.row_count + visits.first_visits <> coalesce(transitions.row_count, 0)
-        or abs(transitions.shares - transitions.states) > 1e-6
+        or abs(transitions.share_sum - transitions.states) > 1e-6
 
     union all
 
@@ -90,7 +90,7 @@ final as (
 
     select cohort, 'survival' as counted
     from steps
-    where survival < 0 or survival > coalesce(before, 1)
+    where survival < 0 or survival > coalesce(survival_before, 1)
 
     union all
 

@@ -26,7 +26,9 @@ Add = Callable[..., None]  # (name, value, stratum="all")
 
 REAL = "holdout"
 LEAST_GAPS = 200  # of a rank band, on both sides
+LEAST_PERSONS = 50  # whose histories' lengths are compared
 LEAST_VISITS = 500  # of a type, whose next states are compared
+LEAST_OF_YEAR = 200  # visits of a calendar year
 LEAST_ONSETS = 20  # of a condition
 LEAST_DEATHS = 10
 LEAST_AT_RISK = 50
@@ -293,8 +295,9 @@ def next_visit_counts(
     top, cause, effect = (visits[:, columns] for columns in chosen)
     before = np.flatnonzero(person[:-1] == person[1:])
     pairs = (top[before].T @ top[before + 1]).toarray()
+    persons = len(np.unique(person)) if len(before) >= LEAST_GAPS else np.nan
     curve = [information(person, cause, effect, lag) for lag in LAGS]
-    return pairs / max(len(np.unique(person)), 1), np.array(curve)
+    return pairs / persons, np.array(curve)
 
 
 def visit_matrix(
@@ -523,23 +526,24 @@ def measure_checks(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> 
 
 
 def measure_seasons(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
-    """Months of the acute conditions with the strongest seasons.
+    """Compare the months of the acute conditions with the strongest seasons.
 
-    Total variation of the months of all of them together, and of each. Shift of the
-    peak: of the first harmonic of the twelve months' counts, in months, the median of
-    the conditions; the month of the largest count would jump by chance.
+    Total variation of months, of each condition; of all together, in months from the
+    peak that each has in the training cohort, for seasons of the year would make up for
+    each other. Shift: of the first harmonic of the twelve counts, in months, the median
+    of the conditions; the month with the largest count would jump by chance.
     """
-    asked = {"key": "event_month", "weight": "occurrences", "least": LEAST_OCCURRENCES}
+    asked = {"weight": "occurrences", "least": LEAST_OCCURRENCES}
+    pooled = paired_counts(con, candidate, "seasonality", "months_from_peak", **asked)
     found: dict[str, float | None] = {"all": None}
+    found |= {stratum: total_variation(counts) for stratum, _, counts in pooled}
     shifts = []
-    for within in ("'all'", "concept_id"):
-        cells = paired_counts(con, candidate, "seasonality", within=within, **asked)
-        for stratum, month, counts in cells:
-            found[stratum] = total_variation(counts)
-            if stratum != "all":
-                real, ours = counts @ np.exp(2j * np.pi * month / 12)
-                shift = np.angle(ours * np.conj(real)) * 12 / (2 * np.pi)
-                shifts.append(abs(shift))
+    for stratum, month, counts in paired_counts(
+        con, candidate, "seasonality", "event_month", within="concept_id", **asked
+    ):
+        found[stratum] = total_variation(counts)
+        real, ours = counts @ np.exp(2j * np.pi * month / 12)
+        shifts.append(abs(np.angle(ours * np.conj(real))) * 6 / np.pi)
     for stratum, value in found.items():
         add("season_tv", value, stratum)
     add("season_peak_shift", np.median(shifts) if shifts else None)
@@ -559,9 +563,9 @@ def measure_trend(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> N
         year_counts(con, candidate, cohort) for cohort in ("train", REAL, candidate)
     )
     year_visits = np.array([side[1] for side in (real, ours)])
-    known = (year_visits >= LEAST_VISITS).all(axis=0)
-    tv = total_variation(year_visits) if year_visits.sum(axis=1).all() else None
-    add("calendar_tv", tv)
+    known = (year_visits >= LEAST_OF_YEAR).all(axis=0)
+    is_known = year_visits.sum(axis=1).min() >= LEAST_OF_YEAR
+    add("calendar_tv", total_variation(year_visits) if is_known else None)
 
     trend = trend_strengths(trained[0])
     chosen = np.argsort(-trend, kind="stable")[:TRENDS]
@@ -718,7 +722,7 @@ def measure_pathways(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -
 def measure_lengths(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
     """Events of a person, and months from the first to the last: KS."""
     cells = paired_counts(
-        con, candidate, "history_lengths", "bin", "persons", "measure"
+        con, candidate, "history_lengths", "bin", "persons", "measure", LEAST_PERSONS
     )
     found = {measure: ks(counts) for measure, _, counts in cells}
     add("history_events_ks", found.get("events"))

@@ -1,5 +1,5 @@
--- One row per person and treated condition: the first three drugs that the person starts
--- in the year from its first occurrence on, in their order.
+-- One row per person and treated condition: the first three drugs that are started in
+-- the year from its first occurrence on, in their order.
 with
 
 conditions as (

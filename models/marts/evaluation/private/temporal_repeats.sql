@@ -30,10 +30,15 @@ sizes as (
 ),
 
 lags as (
-    {% for lag in [1, 2, 5, 10, 20] %}
-    select {{ lag }} as visit_lag
-    {% if not loop.last %}union all{% endif %}
-    {%- endfor %}
+    select 1 as visit_lag
+    union all
+    select 2 as visit_lag
+    union all
+    select 5 as visit_lag
+    union all
+    select 10 as visit_lag
+    union all
+    select 20 as visit_lag
 
 ),
 

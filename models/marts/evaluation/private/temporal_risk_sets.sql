@@ -41,18 +41,18 @@ spans as (
 
 changes as (
 
-    select cohort, axis, day_in as life_day, 1 as change, 0 as deaths
+    select cohort, axis, day_in as life_day, 1 as step, 0 as deaths
     from spans
 
     union all
 
     -- at risk to the end of the last day
-    select cohort, axis, day_out + 1 as life_day, -1 as change, 0 as deaths
+    select cohort, axis, day_out + 1 as life_day, -1 as step, 0 as deaths
     from spans
 
     union all
 
-    select cohort, axis, day_out as life_day, 0 as change, deaths
+    select cohort, axis, day_out as life_day, 0 as step, deaths
     from spans
 
 ),
@@ -63,7 +63,7 @@ daily as (
         cohort,
         axis,
         life_day,
-        sum(change) as change,
+        sum(step) as step,
         sum(deaths) as deaths
     from changes
     group by 1, 2, 3
@@ -77,7 +77,7 @@ final as (
         axis,
         life_day,
         cast(
-            sum(change) over (partition by cohort, axis order by life_day) as bigint
+            sum(step) over (partition by cohort, axis order by life_day) as bigint
         ) as at_risk,
         cast(deaths as bigint) as deaths
     from daily

@@ -1,4 +1,4 @@
--- One row per acute condition with a season, by how strong it is in the training cohort:
+-- One row per acute condition with a season, by its strength in the training cohort:
 -- seldom told again at the next visit, and not in all months alike.
 with
 
@@ -28,7 +28,7 @@ told as (
     select
         visit_concepts.concept_id,
         visit_concepts.concept_number,
-        extract(month from visits.visit_start_date) as visit_month,
+        cast(extract(month from visits.visit_start_date) as int) as visit_month,
         case when visits.visit_order < visits.visit_count then 1 end as has_next,
         case
             when
@@ -62,7 +62,11 @@ months as (
     select
         concept_id,
         visit_month,
-        count(*) as occurrences
+        count(*) as occurrences,
+        row_number() over (
+            partition by concept_id
+            order by count(*) desc, visit_month asc
+        ) as month_rank
     from told
     group by 1, 2
 
@@ -74,7 +78,8 @@ seasons as (
     select
         concept_id,
         12 * sum(occurrences * occurrences)
-        / (cast(sum(occurrences) as double) * sum(occurrences)) - 1 as contrast
+        / (cast(sum(occurrences) as double) * sum(occurrences)) - 1 as contrast,
+        max(case when month_rank = 1 then visit_month end) as peak_month
     from months
     group by 1
 
@@ -87,6 +92,7 @@ ranked as (
         conditions.concept_number,
         conditions.occurrences,
         conditions.repeat_share,
+        seasons.peak_month,
         -- less what chance alone makes of eleven degrees of freedom
         seasons.contrast - 11.0 / conditions.occurrences as seasonality
     from conditions
@@ -101,7 +107,7 @@ final as (
 
     select
         cast(
-            row_number() over (order by seasonality desc, concept_id) as int
+            row_number() over (order by seasonality desc, concept_id asc) as int
         ) as season_rank,
         *
     from ranked

@@ -1,5 +1,5 @@
--- One row per cohort, year and frequent concept: the share of the year's visits that tell
--- it. Of visits, not of persons: how often persons come changes over the years, too.
+-- One row per cohort, year and frequent concept: the share of the year's visits that
+-- tell it. Not of persons: how often they come changes over the years, too.
 with
 
 concepts as (

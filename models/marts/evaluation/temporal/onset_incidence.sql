@@ -27,8 +27,8 @@ concepts as (
 
 bands as (
     {% for age_from in range(0, 120, 5) %}
-    select {{ age_from }} as age_from
-    {% if not loop.last %}union all{% endif %}
+        select {{ age_from }} as age_from
+        {% if not loop.last %}union all{% endif %}
     {%- endfor %}
 
 ),

@@ -1,5 +1,5 @@
--- One row per cohort, treated condition and sequence of drugs: the persons who follow it.
--- Sequences are the twenty most frequent of the holdout; all others are one: 'other'.
+-- One row per cohort, treated condition and sequence of drugs: who follow it. Sequences
+-- are the twenty most frequent of the holdout; all others are one: 'other'.
 with
 
 persons as (
@@ -35,7 +35,7 @@ ranked as (
         pathway,
         row_number() over (
             partition by concept_id
-            order by persons desc, pathway
+            order by persons desc, pathway asc
         ) as pathway_rank
     from counted
     where cohort = 'holdout'

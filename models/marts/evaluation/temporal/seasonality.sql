@@ -1,4 +1,5 @@
 -- One row per cohort, acute condition and month of the year: days on which it is told.
+-- Months from its peak in the training cohort are those that conditions have in common.
 with
 
 conditions as (
@@ -24,10 +25,14 @@ final as (
         events.cohort,
         conditions.concept_id,
         cast(extract(month from events.event_date) as int) as event_month,
+        cast(
+            (extract(month from events.event_date) - conditions.peak_month + 12) % 12
+            as int
+        ) as months_from_peak,
         count(*) as occurrences
     from events
     inner join conditions on events.concept_number = conditions.concept_number
-    group by 1, 2, 3
+    group by 1, 2, 3, 4
 
 )
 

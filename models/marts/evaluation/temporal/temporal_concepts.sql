@@ -1,4 +1,4 @@
--- One row per concept of any cohort, numbered by how many persons of the holdout have it.
+-- One row per concept of any cohort, numbered by the persons of the holdout with it.
 with
 
 events as (
@@ -35,14 +35,14 @@ final as (
             row_number() over (
                 order by
                     coalesce(holdout.persons, 0) desc,
-                    concepts.source_table,
-                    concepts.concept_id
+                    concepts.source_table asc,
+                    concepts.concept_id asc
             ) as int
         ) as concept_number,
         cast(
             row_number() over (
                 partition by concepts.source_table
-                order by coalesce(holdout.persons, 0) desc, concepts.concept_id
+                order by coalesce(holdout.persons, 0) desc, concepts.concept_id asc
             ) as int
         ) as table_rank,
         concepts.source_table,

@@ -71,7 +71,7 @@ final as (
         treated_persons / cast(persons as double) as treated_share
     from counted
     where treated_persons >= persons / 2.0
-    order by persons desc, concept_id
+    order by persons desc, concept_id asc
     limit 5
 
 )
