@@ -1,0 +1,124 @@
+"""The whole of evaluate: the report of a run, and the evaluator itself under test."""
+
+import dataclasses
+import json
+import re
+
+import duckdb
+import pytest
+from omop_gpt.encode import EncodeConfig, encode
+from omop_gpt.evaluation import evaluate as step
+from omop_gpt.evaluation.results import PROFILES
+from omop_gpt.evaluation.scorecard import MUST_FAIL
+from omop_gpt.simulate import SimulateConfig, simulate
+from omop_gpt.step import InputError
+
+
+def test_a_run_ends_with_a_report(loop):
+    page = (loop / "report" / "index.html").read_text()
+    assert "Synthetic patients, judged" in page
+    assert page.count("<img ") >= 10
+    # nothing is fetched when it is opened
+    assert not re.findall(r"(?:src|href)=['\"](?!data:|#)", page)
+    report = json.loads((loop / "report" / "metrics.json").read_text())
+    gates = [row for row in report["gates"] if row["cohort"] == "synthetic"]
+    # everything was run but what needs more of the release than there is
+    not_run = {row["metric"] for row in gates if row["status"] == "not_run"}
+    assert not_run <= {"identity_disclosure"}
+    # some forty real persons certify nothing
+    assert report["verdict"]["outcome"] != "passed"
+    with duckdb.connect(str(loop / "warehouse.duckdb"), read_only=True) as con:
+        rows = con.execute(
+            "select count(*), count(distinct run_id) from evaluation.eval_scorecard"
+        ).fetchone()
+    assert rows == (len(report["metrics"]), 1)
+
+
+def test_the_data_card_names_every_table(loop):
+    card = (loop / "report" / "data_card.md").read_text()
+    with duckdb.connect() as con:
+        for folder in (loop / "omop").iterdir():
+            if folder.is_dir():
+                (rows,) = con.execute(
+                    f"select count(*) from '{folder}/*.parquet'"
+                ).fetchone()
+                assert f"| {folder.name} | {rows:,} |" in card
+
+
+def test_no_person_is_in_what_leaves(loop):
+    """Marts that leave hold no person_id: those that do are in the private schema."""
+    with duckdb.connect(str(loop / "warehouse.duckdb"), read_only=True) as con:
+        columns = con.execute(
+            "select table_name, column_name from information_schema.columns "
+            "where table_schema = 'evaluation'"
+        ).fetchall()
+    assert len({table for table, _ in columns}) > 10
+    assert not [pair for pair in columns if pair[1] in ("person_id", "visit_order")]
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory) -> dict:
+    """What all anchors come to, on 4,000 patients and others of the same process."""
+    root = tmp_path_factory.mktemp("anchors")
+    for name, count, seed in (("source", 4_000, 1), ("other", 2_800, 2)):
+        simulate(
+            SimulateConfig(
+                output_folder=str(root / name), num_of_patients=count, seed=seed
+            )
+        )
+    encode(
+        EncodeConfig(input_folder=str(root / "source"), output_folder=str(root / "W"))
+    )
+    profile = dataclasses.replace(PROFILES["smoke"], anchors=PROFILES["full"].anchors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(step.PROFILES, "smoke", profile)
+        step.evaluate(
+            step.EvaluateConfig(
+                real_folder=str(root / "W"),
+                synthetic_folder=str(root / "other"),
+                output_folder=str(root / "report"),
+                profile="smoke",
+            )
+        )
+    return json.loads((root / "report" / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("anchor", ["ideal", *MUST_FAIL])
+def test_each_anchor_comes_out_as_it_must(judged, anchor):
+    failed = [
+        (row["metric"], row["family"], row["value"], row["limit"])
+        for row in judged["gates"]
+        if (row["cohort"], row["status"]) == (anchor, "failed")
+    ]
+    assert judged["anchors"][anchor], failed
+
+
+def test_patients_of_the_same_process_fail_nothing(judged):
+    failed = [
+        (row["metric"], row["value"], row["limit"])
+        for row in judged["gates"]
+        if (row["cohort"], row["status"]) == ("synthetic", "failed")
+    ]
+    assert failed == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"profile": "quick"}, "--profile quick: it is one of"),
+        ({"real_folder": "nowhere"}, "has no timeline/persons"),
+        ({"synthetic_folder": "nowhere"}, "has no person"),
+        ({"model_folder": "nowhere"}, "holds no model"),
+    ],
+)
+def test_a_wrong_folder_is_one_line(loop, tmp_path, changes, message):
+    plain = {
+        "real_folder": str(loop),
+        "synthetic_folder": str(loop / "omop"),
+        "output_folder": str(tmp_path / "report"),
+        "warehouse": str(tmp_path / "warehouse.duckdb"),
+    }
+    with pytest.raises(InputError, match=message) as error:
+        step.evaluate(step.EvaluateConfig(**(plain | changes)))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "report").exists()
