@@ -222,7 +222,7 @@ def peer_environment(python: str, cores: int, memory: str) -> dict[str, str]:
 def peer_sequences(
     root: Path, python: str, environment: dict[str, str]
 ) -> list[dict[str, float]]:
-    """Time its step 1 on `root`/source: concept list, then sequences, in `root`/peer."""
+    """Time its step 1 on `root`/source: concept list, sequences in `root`/peer."""
     source, peer = root / "source", root / "peer"
     shutil.rmtree(peer, ignore_errors=True)
     return [

@@ -3,9 +3,9 @@
     python benchmarks/evaluate.py --output_folder B --num_of_patients 20000
 
 Simulated patients are encoded; others of the same process, of another seed, pose as
-synthetic: a generator without a fault. Prints a table of gates and cohorts, and seconds.
-With --real_folder and --synthetic_folder (and --model_folder) a run of your own is judged
-in their place.
+synthetic: a generator without a fault. Prints a table of gates and cohorts. With
+--real_folder and --synthetic_folder (and --model_folder) a run of your own is judged in
+their place.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def write_data_card(
         "",
         "Synthetic patients in the OMOP Common Data Model 5.4, written by a model that",
         "was trained on real ones. No row is of a real person; that is no proof that",
-        "nothing of a real person can be learnt from them: see the privacy gates below.",
+        "nothing of a real person can be learnt from them: see the gates below.",
         "",
         "## What is in it",
         "",
