@@ -12,6 +12,7 @@ repeated as (
 
     select person_id
     from sequences
+    where person_id is not null
     group by 1
     having count(*) > 1
 
@@ -31,9 +32,9 @@ ranked as (
         *,
         1 as repetition
     from sequences
-    where person_id is null or person_id not in (
-        select person_id from repeated where person_id is not null
-    )
+    where
+        person_id is null
+        or person_id not in (select person_id from repeated)
 
 ),
 

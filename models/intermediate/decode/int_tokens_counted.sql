@@ -46,9 +46,12 @@ counted as (
         sum(vocabulary.days) over so_far as cursor_days,
         max(vocabulary.years) over so_far as start_year,
         -- the hour that was said last, with the place where it was
-        max(case when vocabulary.hours > -2
-            then unnested.position * 32 + vocabulary.hours + 1
-        end) over so_far % 32 - 1 as last_hour
+        max(
+            case
+                when vocabulary.hours > -2
+                    then unnested.position * 32 + vocabulary.hours + 1
+            end
+        ) over so_far % 32 - 1 as last_hour
     from unnested
     inner join vocabulary on unnested.token_id = vocabulary.token_id
     window so_far as (partition by unnested.person_id order by unnested.position)
