@@ -24,6 +24,7 @@ LEAST_EVENTS = 10  # of a history that is no copy by chance
 LENGTHS = (4, 8, 12, 16, 24, 32, 48, 64)  # of runs, in words
 RUN = 12
 RUN_PERSONS = 20_000  # of the release, whose runs are looked for
+LONGEST_PERSONS = 2_000  # of those, whose longest run is looked for
 LONGEST_SHARE = 0.01  # of persons that have a run as long as the one that is reported
 FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 
@@ -269,7 +270,7 @@ def measure_runs(
 
 def mark(found: np.ndarray, runs: np.ndarray, others: np.ndarray) -> None:
     """Mark which of `runs`, ascending, are among others."""
-    others = np.unique(others)
+    others = np.sort(others)  # near places are looked up one after the other
     places = np.searchsorted(runs, others)
     inside = places < len(runs)
     places, others = places[inside], others[inside]
@@ -295,7 +296,8 @@ def longest_run(release: Words, train: Words) -> int:
     Runs that share more words begin where runs that share fewer do, so that ever fewer
     places are looked at.
     """
-    needed = max(int(np.ceil(LONGEST_SHARE * release.count)), 1)
+    persons = min(release.count, LONGEST_PERSONS)
+    needed = max(int(np.ceil(LONGEST_SHARE * persons)), 1)
 
     def shared(
         starts: tuple[np.ndarray, np.ndarray], length: int
@@ -308,17 +310,20 @@ def longest_run(release: Words, train: Words) -> int:
             some = some[words.persons[some] == words.persons[ends]]
             places.append(some)
             hashes.append(words.runs(some, length))
-        known = np.unique(hashes[0])
+        known = np.sort(hashes[0])
+        known = known[np.diff(known, prepend=known[:1] ^ np.uint64(1)) != 0]
         is_found = np.zeros(len(known), dtype=bool)
         mark(is_found, known, hashes[1])
         known = known[is_found]
         kept = tuple(
             some[is_among(codes, known)] for some, codes in zip(places, hashes)
         )
-        persons = len(np.unique(release.persons[kept[0]]))
-        return kept if persons >= needed else None
+        having = np.count_nonzero(np.bincount(release.persons[kept[0]]))
+        return kept if having >= needed else None
 
-    low, high, starts = 0, RUN, (release.starts(1), train.starts(1))
+    low, high = 0, RUN
+    words = np.searchsorted(release.persons, persons)
+    starts = np.arange(words), train.starts(1)
     while (kept := shared(starts, high)) is not None:
         low, high, starts = high, 2 * high, kept
     while high - low > 1:

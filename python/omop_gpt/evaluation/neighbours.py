@@ -1,8 +1,9 @@
 """Persons as vectors, and whom of a cohort they are nearest to.
 
-What every attack by distance starts from. A vector is made of what the training holds:
-one place each for its sexes, its races and its commonest concepts, and one for the age
-at the first visit. Knows of no attack.
+What every attack by distance starts from. A vector is made of what real persons have:
+one place each for their sexes, their races and their commonest concepts, and one for
+the age at the first visit. Of all real persons, for what the training alone has would
+tell the training from the holdout. Knows of no attack.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from omop_gpt.evaluation.cohorts import REAL
+
 if TYPE_CHECKING:
     import duckdb
 
-TRAIN = "train"
-CONCEPTS = 1_000  # of the training, the commonest
+CONCEPTS = 1_000  # of real persons, the commonest
 ROWS, TARGETS = 8_192, 2_048  # a matrix of distances is no larger
 UNKNOWN = -1  # a fact that is not known
 
@@ -53,20 +55,20 @@ class Space:
             """
             select source_table, concept_id, count(distinct person_id) as persons
             from evaluation_private.events
-            where cohort = ? and concept_id <> 0
+            where list_contains(?, cohort) and concept_id <> 0
             group by 1, 2
             order by persons desc, source_table, concept_id
             limit ?
             """,
-            [TRAIN, CONCEPTS],
+            [list(REAL), CONCEPTS],
         ).fetchall()
         self.categories = [
             (column, value)
             for column in ("gender_concept_id", "race_concept_id")
             for (value,) in con.execute(
                 f"select coalesce({column}, {UNKNOWN}) from evaluation_private.persons "
-                "where cohort = ? group by 1 order by count(*) desc, 1",
-                [TRAIN],
+                "where list_contains(?, cohort) group by 1 order by count(*) desc, 1",
+                [list(REAL)],
             ).fetchall()
         ]
         self.age_place = len(self.categories)
@@ -76,9 +78,14 @@ class Space:
         self.scale[self.age_place] = 1 / 100
 
     @cached_property
-    def persons(self) -> np.ndarray:
-        """Persons of the training with each concept: (C,)."""
-        return np.array([count for _, _, count in self.concepts], dtype=float)
+    def shares(self) -> np.ndarray:
+        """Share of real persons with each concept: (C,)."""
+        (persons,) = self.con.execute(
+            "select count(*) from evaluation_private.persons "
+            "where list_contains(?, cohort)",
+            [list(REAL)],
+        ).fetchone()
+        return np.array([n for _, _, n in self.concepts]) / max(persons, 1)
 
     @cached_property
     def conditions(self) -> np.ndarray:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from omop_gpt.evaluation.auroc import interval, person_weights
+from omop_gpt.evaluation.cohorts import REAL
 from omop_gpt.evaluation.copies import (
     combined,
     measure_exact_copies,
@@ -34,9 +35,10 @@ if TYPE_CHECKING:
     from omop_gpt.evaluation.results import Profile, Results
 
 MEMBERS, OTHERS, CALIBRATION = "train", "holdout", "calibration"
-REAL = ("train", "validation", "holdout", "ideal", "calibration")
 KNOWN_CONDITIONS = 8  # that an attacker knows of a target
-RARE = 0.01  # share of the training below which a concept is rare
+RARE = 0.01  # share of real persons below which a condition is rare
+TELLING = 0.1  # share below which sharing a concept tells something
+LEARNT = 2  # concepts that tell something, which make a match meaningful
 LEAST_TARGETS = 50  # of each side, below which nothing is said
 ADVERSARY_PERSONS = 5_000  # of each set, for adversarial accuracy in equal numbers
 ATTACKS = 2_000  # of each kind of which the residual risk is told
@@ -48,7 +50,7 @@ OF_TARGETS = (
     "membership_auc", "membership_tpr_1", "membership_tpr_01", "nnaa_loss",
     "attribute_f1_excess", "rare_attribute_f1_excess", "singling_out_risk",
     "linkability_risk", "inference_risk", "identity_disclosure",
-    "worst_subgroup_membership_auc",
+    "identity_disclosure_excess", "worst_subgroup_membership_auc",
 )  # fmt: skip
 
 
@@ -128,11 +130,9 @@ class Attacker:
         conditions = self.space.conditions[:KNOWN_CONDITIONS]
         return np.append(np.arange(self.space.head), conditions)
 
-    @cached_property
-    def rare(self) -> np.ndarray:
-        """Places of a vector whose concept is rare."""
-        few = self.space.persons < RARE * len(self.train)
-        return self.space.head + np.flatnonzero(few)
+    def rarer_than(self, share: float) -> np.ndarray:
+        """Places of a vector whose concept fewer real persons have."""
+        return self.space.head + np.flatnonzero(self.space.shares < share)
 
     @cached_property
     def weights(self) -> tuple[np.ndarray, np.ndarray]:
@@ -438,7 +438,7 @@ def measure_attributes(
     targets who have a rare condition.
     """
     unknown = np.setdiff1d(np.arange(release.rows.shape[1]), attacker.known)
-    rare = np.intersect1d(attacker.rare, attacker.space.conditions)
+    rare = np.intersect1d(attacker.rarer_than(RARE), attacker.space.conditions)
     hits, chosen = [], []
     for side, guess in zip(attacker.sides, guesses):
         truth, guessed = side.rows[:, unknown], release.rows[guess][:, unknown]
@@ -498,43 +498,53 @@ def measure_singling_out(
 ) -> None:
     """Guess predicates that isolate a real person: singling_out_risk.
 
-    A predicate is three to five facts of a person of the release (sex, race, age at the
-    first visit, concepts) that nobody else there has. It hits where exactly one real
-    person has them, a member; one of the holdout is chance, and counts for as many as
-    there are members to each.
+    A predicate is three to five facts of a person of the release (its rarest concept,
+    and of sex, race, age at the first visit and concepts) that nobody else there has.
+    It hits where exactly one real person has them, a member, whom none before it hit;
+    one of the holdout is chance, and counts for as many as there are members to each of
+    the holdout.
     """
     rng = np.random.default_rng(attacker.profile.seed)
     space, groups = attacker.space, (release, attacker.train, attacker.holdout)
     bits = [np.packbits(group.rows > 0, axis=0).T.copy() for group in groups]
     ages = [group.rows[:, space.age_place] for group in groups]
-    sizes = np.array([len(group) for group in groups])
 
-    def matches(group: int, places: np.ndarray, age: int) -> int:
-        found = np.packbits(ages[group] == age) if space.age_place in places else None
-        for place in places[places != space.age_place]:
-            row = bits[group][place]
-            found = row if found is None else found & row
+    def matches(group: int, places: np.ndarray, age: int) -> np.ndarray:
+        has = [bits[group][place] for place in places if place != space.age_place]
+        if space.age_place in places:
+            has.append(np.packbits(ages[group] == age))
+        return np.bitwise_and.reduce(has)
+
+    def count(found: np.ndarray) -> int:
         return int(np.bitwise_count(found).sum())
 
-    hits, trials = np.zeros(2), 0
-    for person in rng.integers(len(release), size=10 * ATTACKS):
-        # its sex and race, its age, and the concepts that it has
+    hits: tuple[set[bytes], set[bytes]] = (set(), set())
+    trials = 0
+    for person in rng.permutation(len(release))[: 10 * ATTACKS]:
+        # its sex and race, its age, and the concepts that it has, the commonest first
         facts = np.flatnonzero(release.rows[person])
         size = int(rng.integers(3, 6))
         if len(facts) < size:
             continue
-        places = rng.choice(facts, size, replace=False)
+        places = np.append(rng.choice(facts[:-1], size - 1, replace=False), facts[-1])
         age = int(ages[0][person])
-        if matches(0, places, age) != 1:
+        if count(matches(0, places, age)) != 1:
             continue
         trials += 1
         found = [matches(group, places, age) for group in (1, 2)]
-        hits += (found == [1, 0], found == [0, 1])
+        counts = [count(group) for group in found]
+        if sum(counts) == 1:
+            side = counts.index(1)
+            hits[side].add(found[side].tobytes())
         if trials == ATTACKS:
             break
-    scale = sizes[1] / max(sizes[2], 1)
     add_risk(
-        "singling_out_risk", candidate, tuple(hits), (trials, trials), results, scale
+        "singling_out_risk",
+        candidate,
+        (len(hits[0]), len(hits[1])),
+        (trials, trials),
+        results,
+        scale=len(attacker.train) / max(len(attacker.holdout), 1),
     )
 
 
@@ -598,72 +608,91 @@ def measure_identity(
     """Match members to the release by what many know of them: identity_disclosure.
 
     Meaningful identity disclosure (El Emam et al., 2020): a match tells something where
-    the person of the release, one of those who match, shares a rare concept with the
-    member. It is weighed by the persons who look the same, in the training (the attack
-    starts from a person of the population) or in all real persons (it starts from the
-    release). The larger of the two, of the worst set of facts: year, five years or
-    decade of birth, sex, race, ethnicity, age group, decade of the first visit.
-    Curve identity_generalisations: the risk of each set.
+    the person of the release, one of those who match, shares two concepts with the
+    member that few have. It is weighed by the persons who look the same, in the
+    training (the attack starts from a person of the population) or among all real
+    persons (it starts from the release). The larger of the two, by the worst of 127
+    sets of facts: year, five years or decade of birth, sex, race, ethnicity, age group,
+    decade of the first visit. Adds identity_disclosure_excess, too: the second of the
+    two beyond that of the holdout; and curve identity_generalisations, of all sets.
     """
-    rng = np.random.default_rng(attacker.profile.seed)
-    others = [facts_of(attacker.con, name)[1] for name in REAL if name != MEMBERS]
-    groups = [attacker.train.facts, release.facts, *others]
-    sizes = [len(group["year_of_birth"]) for group in groups]
-    cuts = np.cumsum(sizes)[:-1]
+    everybody = {MEMBERS: attacker.train.facts, OTHERS: attacker.holdout.facts}
+    everybody["release"] = release.facts
+    for name in REAL:
+        if name not in everybody:
+            everybody[name] = facts_of(attacker.con, name)[1]
+    ends = np.cumsum([len(facts["year_of_birth"]) for facts in everybody.values()])
+    of = {
+        name: slice(end - len(facts["year_of_birth"]), end)
+        for (name, facts), end in zip(everybody.items(), ends)
+    }
     facts = identifying(
-        {name: np.concatenate([group[name] for group in groups]) for name in groups[0]}
+        {
+            name: np.concatenate([group[name] for group in everybody.values()])
+            for name in release.facts
+        }
     )
-    real = np.ones(sum(sizes), dtype=bool)
-    real[cuts[0] : cuts[1]] = False
-    members = attacker.members
-    rare = members.rows[:, attacker.rare], release.rows[:, attacker.rare]
-    draws = rng.random(len(members))
-    risks, terms_of = [], []
-    for births in (None, "birth year", "birth in 5 years", "birth decade"):
-        for number in range(1, 6) if births is None else range(6):
-            for more in itertools.combinations(
-                ("sex", "race", "ethnicity", "age group", "first decade"), number
-            ):
-                names = (*([births] if births else []), *more)
-                cell = functools.reduce(
-                    lambda cell, fact: cell * (fact.max() + 1) + fact,
-                    (facts[name] for name in names),
-                )
-                cell = np.unique(cell, return_inverse=True)[1]
-                train, ours = cell[: sizes[0]], cell[cuts[0] : cuts[1]]
-                count = cell.max() + 1
-                in_train = np.bincount(train, minlength=count)
-                in_all = np.bincount(cell[real], minlength=count)
-                # one of those who match
-                order = np.argsort(ours, kind="stable")
-                first = np.searchsorted(ours[order], np.arange(count))
-                matching = np.bincount(ours, minlength=count)
-                mine = train[: len(members)]
-                match = first[mine] + (draws * matching[mine]).astype(int)
-                match = order[np.minimum(match, len(order) - 1)]
-                learnt = (rare[0] & rare[1][match]).any(axis=1) & (matching[mine] > 0)
-                terms = RIGHT_MATCH * np.array(
-                    [
-                        learnt / in_train[mine] * (sizes[0] / real.sum()),
-                        learnt / in_all[mine],
-                    ]
-                )
-                worse = terms[terms.mean(axis=1).argmax()]
-                terms_of.append(worse)
-                risks.append(
-                    {
-                        "cohort": candidate,
-                        "facts": ", ".join(names),
-                        "risk": float(worse.mean()),
-                    }
-                )
-    worst = int(np.argmax([row["risk"] for row in risks]))
-    low, high = interval(attacker.weights[0] @ terms_of[worst] / len(members))
-    results.add(
-        "identity_disclosure", candidate, risks[worst]["risk"], ci_low=low,
-        ci_high=high, n=len(members),
-    )  # fmt: skip
-    results.draw("identity_generalisations", risks)
+    is_real = np.ones(ends[-1], dtype=bool)
+    is_real[of["release"]] = False
+    telling = attacker.rarer_than(TELLING)
+    theirs = release.rows[:, telling]
+    rng = np.random.default_rng(attacker.profile.seed)
+    draws = [rng.random(len(side)) for side in attacker.sides]
+    share = len(attacker.train) / is_real.sum()
+    births = ("", "birth year", "birth in 5 years", "birth decade")
+    more = ("sex", "race", "ethnicity", "age group", "first decade")
+    found, rows = [], []
+    for birth, number in itertools.product(births, range(len(more) + 1)):
+        for names in itertools.combinations(more, number):
+            names = (birth, *names) if birth else names
+            if not names:
+                continue
+            cell = functools.reduce(
+                lambda cell, fact: cell * (fact.max() + 1) + fact,
+                (facts[name] for name in names),
+            )
+            cell = np.unique(cell, return_inverse=True)[1]
+            count = cell.max() + 1
+            in_train = np.bincount(cell[of[MEMBERS]], minlength=count)
+            in_all = np.bincount(cell[is_real], minlength=count)
+            in_release = np.bincount(cell[of["release"]], minlength=count)
+            order = np.argsort(cell[of["release"]], kind="stable")
+            first = np.cumsum(in_release) - in_release
+            terms = []
+            for name, side, draw in zip((MEMBERS, OTHERS), attacker.sides, draws):
+                own = cell[of[name]][: len(side)]
+                place = first[own] + (draw * in_release[own]).astype(int)
+                match = order[np.minimum(place, len(order) - 1)]
+                shared = (side.rows[:, telling] & theirs[match]).sum(axis=1)
+                is_learnt = (shared >= LEARNT) & (in_release[own] > 0)
+                terms.append(RIGHT_MATCH * is_learnt / in_all[own])
+                if name == MEMBERS:
+                    in_sample = RIGHT_MATCH * share * is_learnt / in_train[own]
+            worse = max(in_sample, terms[0], key=np.mean)
+            found.append((worse, *terms))
+            rows.append(
+                {
+                    "cohort": candidate,
+                    "facts": ", ".join(names),
+                    "risk": float(worse.mean()),
+                }
+            )
+    worse, ours, others = max(found, key=lambda terms: terms[0].mean())
+    ours, others, worse = (
+        (side.mean(), weights @ side / len(side))
+        for side, weights in zip(
+            (ours, others, worse), (*attacker.weights, attacker.weights[0])
+        )
+    )
+    for name, value, samples in (
+        ("identity_disclosure", *worse),
+        ("identity_disclosure_excess", ours[0] - others[0], ours[1] - others[1]),
+    ):
+        low, high = interval(samples)
+        results.add(
+            name, candidate, value, ci_low=low, ci_high=high, n=len(draws[0]),
+        )  # fmt: skip
+    results.draw("identity_generalisations", rows)
 
 
 def identifying(facts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
