@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
+from omop_gpt.evaluation.neighbours import ORDER
+
 if TYPE_CHECKING:
     import duckdb
 
@@ -139,14 +141,10 @@ def words_of(con: duckdb.DuckDBPyConnection, cohort: str, most: int) -> Words:
     type, and its concepts, each once, by table and id. Events of no visit come first.
     """
     found = con.execute(
-        """
+        f"""
         with
         persons as (
-            select
-                person_id,
-                row_number() over (
-                    order by md5('target:' || person_id), person_id
-                ) - 1 as person
+            select person_id, row_number() over (order by {ORDER}) - 1 as person
             from evaluation_private.persons
             where cohort = $1
         ),
@@ -155,20 +153,20 @@ def words_of(con: duckdb.DuckDBPyConnection, cohort: str, most: int) -> Words:
                 person,
                 visit_order,
                 visit_concept_id,
-                least(
-                    (
-                        visit_start_date - lag(visit_start_date) over (
-                            partition by person order by visit_order
-                        )
-                    ) // 7,
-                    52
-                ) as weeks
+                visit_start_date - lag(visit_start_date) over (
+                    partition by person order by visit_order
+                ) as days
             from evaluation_private.visits
             inner join persons using (person_id)
             where cohort = $1 and person < $2
         ),
         words as (
-            select person, visit_order, 0 as kind, '' as name, weeks as word
+            select
+                person,
+                visit_order,
+                0 as kind,
+                '' as name,
+                case when days is not null then least(days // 7, 52) end as word
             from visits
             union all
             select person, visit_order, 1, '', visit_concept_id from visits

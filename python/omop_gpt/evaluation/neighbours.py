@@ -20,16 +20,19 @@ if TYPE_CHECKING:
     import duckdb
 
 CONCEPTS = 1_000  # of real persons, the commonest
+UNIT = 100  # vectors are in hundredths: whole numbers, with which equal is equal
 ROWS, TARGETS = 8_192, 2_048  # a matrix of distances is no larger
 UNKNOWN = -1  # a fact that is not known
+# persons by chance; another one in each cohort, for a copy may keep the ids
+ORDER = "md5('target:' || cohort || ':' || person_id), person_id"
 
 
 @dataclass(frozen=True)
 class People:
     """Persons of a cohort in an order of chance, so that any first n are a sample.
 
-    `rows`: (N, D) uint8; a vector is a row times `Space.scale`. `facts`: of each
-    person, (N,) int64 by name, UNKNOWN where it is.
+    `rows`: (N, D) uint8; a vector is a row times `Space.scale`, in hundredths. `facts`:
+    of each person, (N,) int64 by name, UNKNOWN where it is.
     """
 
     rows: np.ndarray
@@ -73,9 +76,9 @@ class Space:
         ]
         self.age_place = len(self.categories)
         self.head = self.age_place + 1  # places before the concepts
-        self.scale = np.ones(self.head + len(self.concepts), dtype=np.float32)
-        # a constant, so that a year is as long in every cohort
-        self.scale[self.age_place] = 1 / 100
+        self.scale = np.full(self.head + len(self.concepts), UNIT, dtype=np.float32)
+        # a hundredth a year, so that it is as long in every cohort
+        self.scale[self.age_place] = 1
 
     @cached_property
     def shares(self) -> np.ndarray:
@@ -132,7 +135,7 @@ def facts_of(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Read ids (N,) int64 and facts of a cohort's persons, by a hash of their id."""
     found = con.execute(
-        """
+        f"""
         with
         visits as (
             select
@@ -156,7 +159,7 @@ def facts_of(
         from (from evaluation_private.persons where cohort = $1)
         left join visits using (person_id)
         left join events using (person_id)
-        order by md5('target:' || person_id), person_id
+        order by {ORDER}
         """,
         [cohort],
     ).fetchnumpy()
@@ -176,8 +179,8 @@ def nearest(
     """Squared distance to the nearest of all `rows`, and which one it is.
 
     `targets` (M, D) and `rows` (N, D) uint8, `scale` (D,): see People. `leave_out`:
-    (M,), a row for each target that does not count. Returns (M,) float64, to 4 places
-    (a year of age is 0.0001), infinite where there is no row; and (M,) int64, of equal
+    (M,), a row for each target that does not count. Returns (M,) float64 (a concept is
+    1, a year of age 0.0001), infinite where there is no row; and (M,) int64, of equal
     ones the first.
     """
     best = np.full(len(targets), np.inf, dtype=np.float32)
@@ -202,4 +205,4 @@ def nearest(
             best[here][is_nearer] = found[is_nearer]
             place[here][is_nearer] = column[is_nearer] + first
     distances = best.astype(float) + np.einsum("ij,ij->i", points, points)
-    return np.maximum(np.round(distances, 4), 0), place
+    return np.round(distances / UNIT**2, 4), place

@@ -27,7 +27,14 @@ from omop_gpt.evaluation.copies import (
     measure_runs,
     rate_of,
 )
-from omop_gpt.evaluation.neighbours import UNKNOWN, People, Space, facts_of, nearest
+from omop_gpt.evaluation.neighbours import (
+    ORDER,
+    UNKNOWN,
+    People,
+    Space,
+    facts_of,
+    nearest,
+)
 
 if TYPE_CHECKING:
     import duckdb
@@ -154,7 +161,7 @@ def attacker_of(con: duckdb.DuckDBPyConnection, profile: Profile) -> Attacker:
 def rarest_of(con: duckdb.DuckDBPyConnection, cohort: str, most: int) -> np.ndarray:
     """Count real persons with the rarest concept of each of so many persons: (M,)."""
     found = con.execute(
-        """
+        f"""
         with
         counts as (
             select source_table, concept_id, count(distinct person_id) as persons
@@ -165,9 +172,7 @@ def rarest_of(con: duckdb.DuckDBPyConnection, cohort: str, most: int) -> np.ndar
         targets as (
             select
                 person_id,
-                row_number() over (
-                    order by md5('target:' || person_id), person_id
-                ) as target
+                row_number() over (order by {ORDER}) as target
             from evaluation_private.persons
             where cohort = $1
         )
@@ -647,12 +652,10 @@ def measure_identity(
             names = (birth, *names) if birth else names
             if not names:
                 continue
-            cell = functools.reduce(
-                lambda cell, fact: cell * (fact.max() + 1) + fact,
-                (facts[name] for name in names),
-            )
-            cell = np.unique(cell, return_inverse=True)[1]
-            count = cell.max() + 1
+            cell, count = np.zeros(len(is_real), dtype=np.int64), 1
+            for name in names:
+                kinds = int(facts[name].max()) + 1
+                cell, count = cell * kinds + facts[name], count * kinds
             in_train = np.bincount(cell[of[MEMBERS]], minlength=count)
             in_all = np.bincount(cell[is_real], minlength=count)
             in_release = np.bincount(cell[of["release"]], minlength=count)
@@ -766,7 +769,7 @@ def measure_model(
                 f"""
                 copy (
                     from read_parquet('{quoted(sequences)}/*.parquet')
-                    order by md5('target:' || person_id), person_id
+                    order by md5('target:{split}:' || person_id), person_id
                     limit {profile.targets}
                 ) to '{quoted(folder)}/targets.parquet'
                 """
