@@ -3,11 +3,15 @@
 Every attack asks the same of persons of the training (members) and of the holdout
 (others), whom no model saw: what it finds of members beyond others is leaked. The
 targets are a sample; the release is searched whole, for in a sample of it a copy of
-every patient would hardly be met. Interval ends are of bootstraps over the targets.
+every patient would hardly be met. Intervals are of 95 %, over the targets: a bound on
+a leak is held against their upper end.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +19,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from omop_gpt.evaluation.auroc import auroc, interval, person_weights
+from omop_gpt.evaluation.auroc import interval, person_weights
+from omop_gpt.evaluation.cohorts import REAL
+from omop_gpt.evaluation.copies import (
+    combined,
+    measure_exact_copies,
+    measure_runs,
+    rate_of,
+)
+from omop_gpt.evaluation.neighbours import (
+    ORDER,
+    UNKNOWN,
+    People,
+    Space,
+    facts_of,
+    nearest,
+)
 
 if TYPE_CHECKING:
     import duckdb
@@ -23,180 +42,153 @@ if TYPE_CHECKING:
     from omop_gpt.evaluation.results import Profile, Results
 
 MEMBERS, OTHERS, CALIBRATION = "train", "holdout", "calibration"
-CONCEPTS = 500  # of the training, the commonest: one place each in a person's vector
 KNOWN_CONDITIONS = 8  # that an attacker knows of a target
-RARE = 0.01  # share of persons below which a condition is rare
+RARE = 0.01  # share of real persons below which a condition is rare
+TELLING = 0.1  # share below which sharing a concept tells something
+LEARNT = 2  # concepts that tell something, which make a match meaningful
 LEAST_TARGETS = 50  # of each side, below which nothing is said
-BLOCK = 4_000  # rows of a distance matrix
-NGRAMS = (4, 8, 12, 16, 24)
-NGRAM = 12
-NGRAM_PERSONS = 100_000  # of the release
-FALSE_ALARMS = (0.01, 0.001)
+ADVERSARY_PERSONS = 5_000  # of each set, for adversarial accuracy in equal numbers
+ATTACKS = 2_000  # of each kind of which the residual risk is told
+FALSE_ALARMS = {"1": 0.01, "01": 0.001}
 CURVE = np.concatenate([[0], np.geomspace(1e-4, 1, 81)])
-
-
-@dataclass
-class Vectors:
-    """Persons as vectors, (N, D) float32: demographics first, then concepts, 0 or 1."""
-
-    rows: np.ndarray
-    age: np.ndarray  # at first visit; NaN where unknown
-    is_minority: np.ndarray  # of another race than most of the training
-    length: np.ndarray  # events
-
-    def first(self, most: int) -> Vectors:
-        """Return so many of the persons, or all."""
-        return Vectors(
-            self.rows[:most],
-            self.age[:most],
-            self.is_minority[:most],
-            self.length[:most],
-        )
+# that a match is right, where nobody can verify it: (1 + 0.23) / 2, after El Emam
+RIGHT_MATCH = 0.615
+OF_TARGETS = (
+    "membership_auc", "membership_tpr_1", "membership_tpr_01", "nnaa_loss",
+    "attribute_f1_excess", "rare_attribute_f1_excess", "singling_out_risk",
+    "linkability_risk", "inference_risk", "identity_disclosure",
+    "identity_disclosure_excess", "worst_subgroup_membership_auc",
+)  # fmt: skip
 
 
 class Attacker:
-    """What an attacker holds: vectors of cohorts, and the targets of a profile."""
+    """What an attacker holds: the targets, and real persons to compare them with."""
 
     def __init__(self, con: duckdb.DuckDBPyConnection, profile: Profile) -> None:
         self.con, self.profile = con, profile
-        self.concepts = con.execute(
-            """
-            select source_table, concept_id, count(distinct person_id) as persons
-            from evaluation_private.events
-            where cohort = ? and concept_id <> 0
-            group by 1, 2
-            order by persons desc, source_table, concept_id
-            limit ?
-            """,
-            [MEMBERS, CONCEPTS],
-        ).fetchall()
-        self.categories = [
-            (column, value)
-            for column in ("gender_concept_id", "race_concept_id")
-            for (value,) in con.execute(
-                f"select {column} from evaluation_private.persons where cohort = ? "
-                "group by 1 order by count(*) desc, 1",
-                [MEMBERS],
-            ).fetchall()
-        ]
-        self.train = self.vectors(MEMBERS)
-        # their order is one of chance
+        self.space = Space(con)
+        self.train = self.space.people(MEMBERS)
+        self.holdout = self.space.people(OTHERS)
+        # targets are the first of the training, which are there by chance
         self.members = self.train.first(profile.targets)
-        self.others = self.vectors(OTHERS).first(profile.targets)
+        self.others = self.holdout.first(profile.targets)
+        self.sides = (self.members, self.others)
 
-    def vectors(self, cohort: str) -> Vectors:
-        """Read a cohort; persons in the order of a hash: any first n are a sample.
-
-        Ages are divided by 100, and years of birth, counted from 2000: both have the
-        same scale in every cohort.
-        """
-        found = self.con.execute(
-            """
-            select
-                persons.person_id,
-                persons.gender_concept_id,
-                persons.race_concept_id,
-                persons.year_of_birth,
-                year(visits.first_date) - persons.year_of_birth as age,
-                coalesce(events.event_count, 0) as event_count
-            from evaluation_private.persons as persons
-            left join (
-                select person_id, min(visit_start_date) as first_date
-                from evaluation_private.visits
-                where cohort = $1
-                group by 1
-            ) as visits on persons.person_id = visits.person_id
-            left join (
-                select person_id, count(*) as event_count
-                from evaluation_private.events
-                where cohort = $1
-                group by 1
-            ) as events on persons.person_id = events.person_id
-            where persons.cohort = $1
-            order by md5('target:' || persons.person_id), persons.person_id
-            """,
-            [cohort],
-        ).fetchnumpy()
-        size = len(found["person_id"])
-        head = len(self.categories)
-        rows = np.zeros((size, head + 2 + len(self.concepts)), dtype=np.float32)
-        for place, (column, value) in enumerate(self.categories):
-            rows[:, place] = np.ma.filled(found[column], 0) == (value or 0)
-        age = np.ma.filled(found["age"].astype(float), np.nan)
-        year = np.ma.filled(found["year_of_birth"].astype(float), np.nan)
-        rows[:, head] = np.nan_to_num(age) / 100
-        rows[:, head + 1] = (np.nan_to_num(year, nan=2000.0) - 2000) / 100
-        row_of = {person: row for row, person in enumerate(found["person_id"].tolist())}
-        self.con.execute(
-            "create or replace temp table vector_concepts "
-            "(source_table varchar, concept_id bigint, place integer)"
-        )
-        self.con.executemany(
-            "insert into vector_concepts values (?, ?, ?)",
-            [(t, c, place) for place, (t, c, _) in enumerate(self.concepts)]
-            or [("", 0, 0)],
-        )
-        pairs = self.con.execute(
-            "select distinct person_id, place from evaluation_private.events "
-            "inner join vector_concepts using (source_table, concept_id) "
-            "where cohort = ?",
-            [cohort],
-        ).fetchnumpy()
-        places = [row_of[person] for person in pairs["person_id"].tolist()]
-        rows[places, head + 2 + pairs["place"]] = 1
-        races = [v for c, v in self.categories if c == "race_concept_id"]
-        race = np.ma.filled(found["race_concept_id"], 0)
-        return Vectors(
-            rows=rows,
-            age=age,
-            is_minority=race != ((races[0] if races else 0) or 0),
-            length=np.ma.filled(found["event_count"], 0).astype(float),
-        )
-
-    @cached_property
-    def conditions(self) -> np.ndarray:
-        """Places of conditions in a vector, the commonest first (C,)."""
-        return np.array(
-            [
-                len(self.categories) + 2 + place
-                for place, (table, _, _) in enumerate(self.concepts)
-                if table == "condition_occurrence"
-            ],
-            dtype=int,
-        )
+    def nearest(
+        self, targets: People, among: People, leave_out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return squared distances of targets to the nearest of all those persons."""
+        return nearest(targets.rows, among.rows, self.space.scale, leave_out)[0]
 
     @cached_property
     def difficulty(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distances of members and others to the calibration cohort."""
-        calibration = self.vectors(CALIBRATION).rows
+        """Distances of members and others to real persons of neither side."""
+        calibration = self.space.people(CALIBRATION)
         if not len(calibration):
-            return np.zeros(len(self.members.rows)), np.zeros(len(self.others.rows))
-        return tuple(
-            nearest(side.rows, calibration)[0] for side in (self.members, self.others)
-        )
+            return np.zeros(len(self.members)), np.zeros(len(self.others))
+        return tuple(self.nearest(side, calibration) for side in self.sides)
 
     @cached_property
     def to_training(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distances of members (to others than themselves) and others to training."""
-        size = len(self.members.rows)
-        # targets are the first rows of the training
-        own = np.arange(size)
+        """Distances of members, to others than themselves, and others to training."""
+        own = np.arange(len(self.members))
         return (
-            nearest(self.members.rows, self.train.rows, leave_out=own)[0],
-            nearest(self.others.rows, self.train.rows)[0],
+            self.nearest(self.members, self.train, leave_out=own),
+            self.nearest(self.others, self.train),
         )
 
+    @cached_property
+    def rarest(self) -> tuple[np.ndarray, np.ndarray]:
+        """Real persons who have the rarest concept of each member and other.
 
-_attackers: dict[int, Attacker] = {}
+        Themselves, too: counted in the training alone, a member would never be the only
+        one, and an other often.
+        """
+        return tuple(
+            rarest_of(self.con, cohort, len(side))
+            for cohort, side in zip((MEMBERS, OTHERS), self.sides)
+        )
+
+    @cached_property
+    def groups(self) -> dict[str, np.ndarray]:
+        """Which targets, members first, are in which subgroup: (M,) bool by name."""
+
+        def fact(name: str) -> np.ndarray:
+            return np.concatenate([side.facts[name] for side in self.sides])
+
+        length, rarest = fact("event_count"), np.concatenate(self.rarest)
+        tenth = np.searchsorted(
+            np.quantile(length, np.arange(1, 10) / 10), length, side="right"
+        )
+        race = self.train.facts["race_concept_id"]
+        common = np.unique(race, return_counts=True)
+        common = common[0][common[1].argmax()] if len(race) else UNKNOWN
+        is_known = (fact("last_year") >= 0) & (fact("year_of_birth") >= 0)
+        return {f"length, tenth {n + 1}": tenth == n for n in range(10)} | {
+            "rarest concepts": rarest <= np.quantile(rarest, 0.1),
+            "aged 85 and over": is_known
+            & (fact("last_year") - fact("year_of_birth") >= 85),
+            "race in the minority": fact("race_concept_id") != common,
+        }
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        """Places of a vector that an attacker knows: demographics, some conditions."""
+        conditions = self.space.conditions[:KNOWN_CONDITIONS]
+        return np.append(np.arange(self.space.head), conditions)
+
+    def rarer_than(self, share: float) -> np.ndarray:
+        """Places of a vector whose concept fewer real persons have."""
+        return self.space.head + np.flatnonzero(self.space.shares < share)
+
+    @cached_property
+    def weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """How often each member and other is in each bootstrap sample: (B, M) each."""
+        return tuple(self.weights_of(len(side), n) for n, side in enumerate(self.sides))
+
+    def weights_of(self, persons: int, number: int) -> np.ndarray:
+        """Draw bootstrap samples of so many persons; `number` tells sets apart."""
+        profile = self.profile
+        return person_weights(persons, profile.bootstraps, profile.seed + number)
 
 
+@functools.lru_cache(maxsize=1)
 def attacker_of(con: duckdb.DuckDBPyConnection, profile: Profile) -> Attacker:
     """Return the attacker on this connection, made once: the targets are the same."""
-    held = _attackers.get(id(con))
-    if held is None or held.con is not con or held.profile != profile:
-        _attackers.clear()
-        _attackers[id(con)] = held = Attacker(con, profile)
-    return held
+    return Attacker(con, profile)
+
+
+def rarest_of(con: duckdb.DuckDBPyConnection, cohort: str, most: int) -> np.ndarray:
+    """Count real persons with the rarest concept of each of so many persons: (M,)."""
+    found = con.execute(
+        f"""
+        with
+        counts as (
+            select source_table, concept_id, count(distinct person_id) as persons
+            from evaluation_private.events
+            where list_contains($3, cohort)
+            group by 1, 2
+        ),
+        targets as (
+            select
+                person_id,
+                row_number() over (order by {ORDER}) as target
+            from evaluation_private.persons
+            where cohort = $1
+        )
+        select target, coalesce(min(persons), 1000000000) as persons
+        from targets
+        left join (
+            from evaluation_private.events where cohort = $1
+        ) as events using (person_id)
+        left join counts using (source_table, concept_id)
+        where target <= $2
+        group by 1
+        order by 1
+        """,
+        [cohort, most, list(REAL)],
+    ).fetchnumpy()
+    return np.asarray(found["persons"]).astype(np.int64)
 
 
 def measure(
@@ -204,389 +196,541 @@ def measure(
 ) -> None:
     """Attack cohort `candidate`; `con` has the cohorts and the marts.
 
-    Adds membership_*, nnaa_loss, attribute_*, exact_copy_*, ngram_copy_*, dcr_share,
-    and the curves membership_roc, nearest_distances and ngram_copies.
+    Adds exact_copy_*, ngram_*, longest_run_p99, membership_*, subgroup_membership_auc,
+    nnaa_*, attribute_*, *_risk, identity_disclosure and dcr_share; and the curves
+    membership_roc, nearest_distances, ngram_copies and identity_generalisations.
     """
     attacker = attacker_of(con, profile)
-    measure_copies(con, candidate, results)
-    measure_ngrams(con, candidate, results)
-    members, others = attacker.members, attacker.others
-    release = attacker.vectors(candidate)
-    least = min(len(members.rows), len(others.rows))
-    if least < LEAST_TARGETS or not len(release.rows):
-        for name in (
-            "membership_auc", "membership_tpr_1", "membership_tpr_01", "nnaa_loss",
-            "attribute_f1_excess", "worst_subgroup_membership_auc",
-        ):  # fmt: skip
+    measure_exact_copies(con, candidate, results)
+    measure_runs(con, candidate, results)
+    release = attacker.space.people(candidate)
+    least = min(len(side) for side in attacker.sides)
+    if least < LEAST_TARGETS or not len(release):
+        for name in OF_TARGETS:
             results.add(name, candidate, np.nan, n=least)
         return
-    distances = [nearest(side.rows, release.rows)[0] for side in (members, others)]
+    distances = tuple(attacker.nearest(side, release) for side in attacker.sides)
     measure_membership(attacker, candidate, distances, results)
     measure_adversary(attacker, candidate, distances, results)
-    measure_attributes(attacker, candidate, release, results)
+    measure_equal_adversary(attacker, candidate, release, results)
+    guesses = [
+        nearest(
+            side.rows[:, attacker.known],
+            release.rows[:, attacker.known],
+            attacker.space.scale[attacker.known],
+        )[1]
+        for side in attacker.sides
+    ]
+    measure_attributes(attacker, candidate, release, guesses, results)
+    measure_singling_out(attacker, candidate, release, results)
+    measure_linkability(attacker, candidate, release, results)
+    measure_inference(attacker, candidate, release, guesses, results)
+    measure_identity(attacker, candidate, release, results)
     draw_distances(attacker, candidate, release, results)
 
 
 def measure_membership(
     attacker: Attacker,
     candidate: str,
-    distances: list[np.ndarray],
+    distances: tuple[np.ndarray, np.ndarray],
     results: Results,
 ) -> None:
     """Tell members by how near the release comes to them.
 
     The score of a target is its distance to real persons of neither side, less that to
     the release, so that persons who are near to everybody do not count as found
-    (calibrated by difficulty, as Watson et al., 2022).
+    (calibrated by difficulty, as Watson et al., 2022). The same in subgroups, of which
+    the worst is a metric of its own.
     """
-    score = np.concatenate(
-        [before - after for before, after in zip(attacker.difficulty, distances)]
+    scores = tuple(
+        np.round(before - after, 4)
+        for before, after in zip(attacker.difficulty, distances)
     )
-    sizes = [len(side) for side in distances]
-    is_member = np.repeat([1, 0], sizes)
-    add_attack(attacker.profile, candidate, "membership", is_member, score, results)
-
-    both = [attacker.members, attacker.others]
-    length = np.concatenate([side.length for side in both])
-    age = np.concatenate([side.age for side in both])
-    minority = np.concatenate([side.is_minority for side in both])
-    common = [c for _, _, c in attacker.concepts]
-    rare_from = (
-        len(attacker.categories)
-        + 2
-        + sum(c >= RARE * len(attacker.train.rows) for c in common)
-    )
-    has_rare = np.concatenate([side.rows[:, rare_from:].any(axis=1) for side in both])
-    tenth = np.quantile(length, np.linspace(0, 1, 11))
-    groups = {
-        f"length tenth {number + 1}": (length >= tenth[number])
-        & ((length < tenth[number + 1]) | (number == 9))
-        for number in range(10)
-    } | {"rare concept": has_rare, "age 85 and over": age >= 85, "minority": minority}
-    areas = {}
-    for name, chosen in groups.items():
-        sides = [int((chosen & (is_member == side)).sum()) for side in (0, 1)]
-        if min(sides) >= LEAST_TARGETS:
-            areas[name] = float(auroc(is_member[chosen], score[chosen])[0])
-            results.add(
-                "subgroup_membership_auc", candidate, areas[name], stratum=name,
-                n=sum(sides),
-            )  # fmt: skip
+    add_attack("membership", candidate, scores, attacker.weights, results)
+    worst = Attack.nothing()
+    for name, chosen in attacker.groups.items():
+        sides = np.split(chosen, [len(attacker.members)])
+        if min(side.sum() for side in sides) < LEAST_TARGETS:
+            continue
+        attack = Attack.of(
+            tuple(score[side] for score, side in zip(scores, sides)),
+            tuple(weight[:, side] for weight, side in zip(attacker.weights, sides)),
+        )
+        low, high = interval(attack.samples["auc"])
+        results.add(
+            "subgroup_membership_auc", candidate, attack.values["auc"], stratum=name,
+            ci_low=low, ci_high=high, n=attack.n,
+        )  # fmt: skip
+        if not attack.values["auc"] <= worst.values["auc"]:
+            worst = attack
+    low, high = interval(worst.samples["auc"])
     results.add(
-        "worst_subgroup_membership_auc",
-        candidate,
-        max(areas.values(), default=np.nan),
-        n=sum(sizes),
-    )
+        "worst_subgroup_membership_auc", candidate, worst.values["auc"], ci_low=low,
+        ci_high=high, n=worst.n,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How well a score tells members from others; `auc`, `tpr_1`, `tpr_01`."""
+
+    values: dict[str, float]
+    samples: dict[str, np.ndarray]  # the same of each bootstrap sample
+    roc: tuple[np.ndarray, np.ndarray]  # shares of others and of members found
+    n: int
+
+    @classmethod
+    def nothing(cls) -> Attack:
+        """Return an attack on nobody."""
+        return cls({"auc": np.nan}, {"auc": np.empty(0)}, (np.empty(0),) * 2, 0)
+
+    @classmethod
+    def of(
+        cls,
+        scores: tuple[np.ndarray, np.ndarray],
+        weights: tuple[np.ndarray, np.ndarray],
+    ) -> Attack:
+        """Judge scores of members and others; weights: (B, members), (B, others)."""
+        fpr, tpr = roc_of(scores, tuple(np.ones((1, len(s))) for s in scores))
+        samples: dict[str, list[float]] = {}
+        for start in range(0, len(weights[0]), 50):  # what memory holds
+            for name, found in rates_of(
+                *roc_of(scores, tuple(w[start : start + 50] for w in weights))
+            ).items():
+                samples.setdefault(name, []).extend(found)
+        return cls(
+            {name: float(found[0]) for name, found in rates_of(fpr, tpr).items()},
+            {name: np.array(found) for name, found in samples.items()},
+            (fpr[0], tpr[0]),
+            sum(len(score) for score in scores),
+        )
+
+
+def roc_of(
+    scores: tuple[np.ndarray, np.ndarray], weights: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of others and of members at each threshold: (B, thresholds + 1) each.
+
+    Equal scores share one threshold; between two thresholds the curve is straight.
+    """
+    members, others = scores
+    both = np.concatenate([others, members])
+    order = np.argsort(-both, kind="stable")
+    first = np.flatnonzero(np.diff(both[order], prepend=np.nan) != 0)
+    counts = np.concatenate([weights[1], weights[0]], axis=1)[:, order].astype(float)
+    rates = []
+    for is_of_side in (order < len(others), order >= len(others)):
+        found = np.cumsum(np.add.reduceat(counts * is_of_side, first, axis=1), axis=1)
+        start = np.zeros((len(found), 1))
+        rates.append(np.concatenate([start, found], axis=1) / found[:, -1:])
+    return rates[0], rates[1]
+
+
+def rates_of(fpr: np.ndarray, tpr: np.ndarray) -> dict[str, np.ndarray]:
+    """Area under each of B curves, and members found at few false alarms: (B,)."""
+    return {"auc": np.trapezoid(tpr, fpr, axis=1)} | {
+        f"tpr_{name}": np.array([np.interp(rate, f, t) for f, t in zip(fpr, tpr)])
+        for name, rate in FALSE_ALARMS.items()
+    }
 
 
 def add_attack(
-    profile: Profile,
-    candidate: str,
     name: str,
-    is_member: np.ndarray,
-    score: np.ndarray,
+    candidate: str,
+    scores: tuple[np.ndarray, np.ndarray],
+    weights: tuple[np.ndarray, np.ndarray],
     results: Results,
 ) -> None:
-    """Add AUC and true positives at few false alarms of a score of membership."""
-    members, others = score[is_member == 1], score[is_member == 0]
-    weights = [
-        person_weights(len(side), profile.bootstraps, profile.seed + number)
-        for number, side in enumerate((members, others))
-    ]
-    both = np.concatenate(weights, axis=1)
-    outcomes = np.repeat([1, 0], [len(members), len(others)])
-    scores = np.concatenate([members, others])
-    low, high = interval(auroc(outcomes, scores, both))
-    results.add(
-        f"{name}_auc", candidate, auroc(outcomes, scores)[0], ci_low=low, ci_high=high,
-        n=len(scores),
-    )  # fmt: skip
-    for rate, suffix in zip(FALSE_ALARMS, ("1", "01")):
-        samples = [
-            found_at(
-                np.repeat(members, w.astype(int)),
-                np.repeat(others, v.astype(int)),
-                rate,
-            )
-            for w, v in zip(*weights)
-        ]  # fmt: skip
-        low, high = interval(np.array(samples))
+    """Add AUC, members found at 1 % and 0.1 % false alarms, and curve <name>_roc."""
+    attack = Attack.of(scores, weights)
+    for rate, value in attack.values.items():
+        low, high = interval(attack.samples[rate])
         results.add(
-            f"{name}_tpr_{suffix}", candidate, found_at(members, others, rate),
-            ci_low=low, ci_high=high, n=len(scores),
-        )  # fmt: skip
+            f"{name}_{rate}", candidate, value, ci_low=low, ci_high=high, n=attack.n
+        )
     results.draw(
         f"{name}_roc",
         [
             {
                 "cohort": candidate,
                 "false_positive_rate": float(rate),
-                "true_positive_rate": found_at(members, others, rate),
+                "true_positive_rate": float(np.interp(rate, *attack.roc)),
             }
             for rate in CURVE
         ],
     )
 
 
-def found_at(members: np.ndarray, others: np.ndarray, rate: float) -> float:
-    """Share of members above the threshold that a share `rate` of others is above.
-
-    Members at the threshold itself count by the part of the others there that the rate
-    allows.
-    """
-    ordered = np.sort(others)[::-1]
-    place = rate * len(ordered)
-    if place >= len(ordered):
-        return 1.0
-    threshold = ordered[int(place)]
-    above = float(np.mean(others > threshold))
-    at = float(np.mean(others == threshold))
-    part = (rate - above) / at if at else 0.0
-    return float(np.mean(members > threshold) + part * np.mean(members == threshold))
+def nearer(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Tell who is nearer to one than to the other: 1, 0, or, where equal, a half."""
+    return (one < other) + 0.5 * (one == other)
 
 
 def measure_adversary(
     attacker: Attacker,
     candidate: str,
-    distances: list[np.ndarray],
+    distances: tuple[np.ndarray, np.ndarray],
     results: Results,
 ) -> None:
-    """Ask whether targets lie nearer to the release than to the training.
+    """Ask whether targets lie nearer to the release than to the training: nnaa_loss.
 
-    Nearest-neighbour adversarial accuracy (Yale et al., 2020) from the targets' side: a
-    person of the holdout is as often nearer to one as to the other, and so is one of
-    the training, left out there, unless the release knows it. The loss is the
-    difference of the two; 0 for a perfect release, 0.5 for a copy. All is searched.
+    Nearest-neighbour adversarial accuracy (Yale et al., 2020) from the targets' side,
+    with both searched whole, which have the same size. A person of the holdout is as
+    often nearer to one as to the other, and so is one of the training, left out there,
+    unless the release knows it. The loss is the difference: 0 for unseen persons, 0.5
+    for a copy.
     """
-    nearer = [
-        (release < training) + 0.5 * (release == training)
-        for release, training in zip(distances, attacker.to_training)
-    ]
-    samples = [
-        weights @ side / len(side)
-        for number, side in enumerate(nearer)
-        for weights in [
-            person_weights(
-                len(side), attacker.profile.bootstraps, attacker.profile.seed + number
-            )
-        ]
-    ]
+    found = [nearer(*pair) for pair in zip(distances, attacker.to_training)]
+    samples = [w @ side / len(side) for w, side in zip(attacker.weights, found)]
     low, high = interval(samples[0] - samples[1])
     results.add(
-        "nnaa_loss", candidate, nearer[0].mean() - nearer[1].mean(), ci_low=low,
-        ci_high=high, n=len(nearer[0]) + len(nearer[1]),
+        "nnaa_loss", candidate, found[0].mean() - found[1].mean(), ci_low=low,
+        ci_high=high, n=sum(len(side) for side in found),
     )  # fmt: skip
+
+
+def measure_equal_adversary(
+    attacker: Attacker, candidate: str, release: People, results: Results
+) -> None:
+    """Add adversarial accuracy as published, of equal numbers of all three sets.
+
+    AA(A, S) is the mean of how often a person of A is nearer to A than to S, and one of
+    S nearer to S than to A, each left out of its own; ½ where the two are alike. Sets
+    are samples of n persons here, in which a copy's original is met but rarely: to be
+    compared with published values, never for a bound (that is nnaa_loss).
+    """
+    n = min(ADVERSARY_PERSONS, len(release), *(len(s) for s in attacker.sides))
+    if n < LEAST_TARGETS:
+        return
+    own, ours = np.arange(n), release.first(n)
+    inside = attacker.nearest(ours, ours, leave_out=own)
+    towards, from_them = [], []
+    for side in attacker.sides:
+        side = side.first(n)
+        within = attacker.nearest(side, side, leave_out=own)
+        towards.append(nearer(within, attacker.nearest(side, ours)))
+        from_them.append(nearer(inside, attacker.nearest(ours, side)))
+    weights = [attacker.weights_of(n, 2 + number) for number in range(3)]
+    samples = [
+        (w @ a + weights[2] @ s) / (2 * n)
+        for w, a, s in zip(weights, towards, from_them)
+    ]
+    values = [(a.mean() + s.mean()) / 2 for a, s in zip(towards, from_them)]
+    for stratum, value, sample in zip((MEMBERS, OTHERS), values, samples):
+        low, high = interval(sample)
+        results.add(
+            "nnaa_accuracy", candidate, value, stratum=stratum, ci_low=low,
+            ci_high=high, n=n,
+        )  # fmt: skip
+    low, high = interval(samples[1] - samples[0])
     results.add(
-        "nearer_to_release", candidate, nearer[1].mean(), stratum="holdout",
-        n=len(nearer[1]),
+        "nnaa_loss_equal", candidate, values[1] - values[0], ci_low=low, ci_high=high,
+        n=n,
     )  # fmt: skip
 
 
 def measure_attributes(
-    attacker: Attacker, candidate: str, release: Vectors, results: Results
+    attacker: Attacker,
+    candidate: str,
+    release: People,
+    guesses: list[np.ndarray],
+    results: Results,
 ) -> None:
     """Infer the unknown concepts of targets from the nearest person of the release.
 
-    Known are demographics and the commonest conditions. Micro-F1 over all else, of
-    members less that of others; once more over rare conditions alone.
+    Known are demographics and the commonest conditions; `guesses` are the nearest by
+    those. Micro-F1 over all else, of members less that of others; once more of the
+    targets who have a rare condition.
     """
-    head = len(attacker.categories) + 2
-    known = np.append(np.arange(head), attacker.conditions[:KNOWN_CONDITIONS])
-    unknown = np.setdiff1d(np.arange(release.rows.shape[1]), known)
-    counts = np.array([c for _, _, c in attacker.concepts])
-    rare = attacker.conditions[KNOWN_CONDITIONS:]
-    rare = rare[counts[rare - head] < RARE * len(attacker.train.rows)]
-    for name, asked in (("attribute_f1", unknown), ("rare_attribute_f1", rare)):
-        hits = []
-        for side in (attacker.members, attacker.others):
-            _, place = nearest(side.rows[:, known], release.rows[:, known])
-            truth, guess = side.rows[:, asked] > 0, release.rows[place][:, asked] > 0
-            hits.append(
-                np.column_stack(
-                    [
-                        (truth & guess).sum(axis=1),
-                        truth.sum(axis=1) + guess.sum(axis=1),
-                    ]
-                )
-            )
-        f1, samples = [], []
-        for number, found in enumerate(hits):
-            weights = person_weights(
-                len(found), attacker.profile.bootstraps, attacker.profile.seed + number
-            )
-            f1.append(micro_f1(found.sum(axis=0)))
-            samples.append(micro_f1((weights @ found).T))
+    unknown = np.setdiff1d(np.arange(release.rows.shape[1]), attacker.known)
+    rare = np.intersect1d(attacker.rarer_than(RARE), attacker.space.conditions)
+    hits, chosen = [], []
+    for side, guess in zip(attacker.sides, guesses):
+        truth, guessed = side.rows[:, unknown], release.rows[guess][:, unknown]
+        right = (truth & guessed).sum(axis=1, dtype=float)
+        named = truth.sum(axis=1, dtype=float) + guessed.sum(axis=1, dtype=float)
+        hits.append(np.column_stack([right, named]))
+        chosen.append(side.rows[:, rare].any(axis=1))
+    everybody = [np.ones(len(found), dtype=bool) for found in hits]
+    for name, who in (("attribute_f1", everybody), ("rare_attribute_f1", chosen)):
+        counts = [int(side.sum()) for side in who]
+        f1, samples = [np.nan, np.nan], [np.empty(0), np.empty(0)]
+        if min(counts) >= LEAST_TARGETS:
+            f1 = [micro_f1(found[w].sum(axis=0)) for found, w in zip(hits, who)]
+            samples = [
+                micro_f1(weights[:, w] @ found[w])
+                for weights, found, w in zip(attacker.weights, hits, who)
+            ]
+        for stratum, value, count in zip(("members", "others"), f1, counts):
+            results.add(name, candidate, value, stratum=stratum, n=count)
         low, high = interval(samples[0] - samples[1])
-        size = sum(len(found) for found in hits)
-        for stratum, value in zip(("members", "others"), f1):
-            results.add(name, candidate, value, stratum=stratum, n=size)
         results.add(
-            f"{name}_excess", candidate, f1[0] - f1[1], ci_low=low, ci_high=high, n=size
-        )
+            f"{name}_excess", candidate, f1[0] - f1[1], ci_low=low, ci_high=high,
+            n=sum(counts),
+        )  # fmt: skip
 
 
 def micro_f1(sums: np.ndarray) -> np.ndarray:
-    """F1 of (2, …) sums: right guesses, and things true plus things guessed."""
-    right, all_of_them = np.asarray(sums, dtype=float)
-    return np.divide(
-        2 * right, all_of_them, out=np.full_like(right, np.nan), where=all_of_them > 0
+    """F1 of (…, 2) sums: right guesses, and things true plus things guessed."""
+    right, named = sums[..., 0], sums[..., 1]
+    return np.where(named > 0, 2 * right / np.maximum(named, 1), np.nan)
+
+
+def add_risk(
+    name: str,
+    candidate: str,
+    hits: tuple[float, float],
+    trials: tuple[int, int],
+    results: Results,
+    scale: float = 1.0,
+) -> None:
+    """Add a residual risk: success with members beyond that with others.
+
+    (r_members - r_others) / (1 - r_others): of what others leave to be won, the part
+    that is won of members (Giomi et al., 2023). Rates have the intervals of Wilson.
+    `scale`: that on others is multiplied by it.
+    """
+    value, low, high = combined(
+        lambda ours, other: (ours - scale * other) / max(1 - scale * other, 1e-9),
+        rate_of(hits[0], trials[0]),
+        rate_of(hits[1], trials[1]),
+    )
+    results.add(name, candidate, value, ci_low=low, ci_high=high, n=sum(trials))
+
+
+def measure_singling_out(
+    attacker: Attacker, candidate: str, release: People, results: Results
+) -> None:
+    """Guess predicates that isolate a real person: singling_out_risk.
+
+    A predicate is three to five facts of a person of the release (its rarest concept,
+    and of sex, race, age at the first visit and concepts) that nobody else there has.
+    It hits where exactly one real person has them, a member, whom none before it hit;
+    one of the holdout is chance, and counts for as many as there are members to each of
+    the holdout.
+    """
+    rng = np.random.default_rng(attacker.profile.seed)
+    space, groups = attacker.space, (release, attacker.train, attacker.holdout)
+    bits = [np.packbits(group.rows > 0, axis=0).T.copy() for group in groups]
+    ages = [group.rows[:, space.age_place] for group in groups]
+
+    def matches(group: int, places: np.ndarray, age: int) -> np.ndarray:
+        has = [bits[group][place] for place in places if place != space.age_place]
+        if space.age_place in places:
+            has.append(np.packbits(ages[group] == age))
+        return np.bitwise_and.reduce(has)
+
+    def count(found: np.ndarray) -> int:
+        return int(np.bitwise_count(found).sum())
+
+    hits: tuple[set[bytes], set[bytes]] = (set(), set())
+    trials = 0
+    for person in rng.permutation(len(release))[: 10 * ATTACKS]:
+        # its sex and race, its age, and the concepts that it has, the commonest first
+        facts = np.flatnonzero(release.rows[person])
+        size = int(rng.integers(3, 6))
+        if len(facts) < size:
+            continue
+        places = np.append(rng.choice(facts[:-1], size - 1, replace=False), facts[-1])
+        age = int(ages[0][person])
+        if count(matches(0, places, age)) != 1:
+            continue
+        trials += 1
+        found = [matches(group, places, age) for group in (1, 2)]
+        counts = [count(group) for group in found]
+        if sum(counts) == 1:
+            side = counts.index(1)
+            hits[side].add(found[side].tobytes())
+        if trials == ATTACKS:
+            break
+    add_risk(
+        "singling_out_risk",
+        candidate,
+        (len(hits[0]), len(hits[1])),
+        (trials, trials),
+        results,
+        scale=len(attacker.train) / max(len(attacker.holdout), 1),
     )
 
 
-def measure_copies(
-    con: duckdb.DuckDBPyConnection, candidate: str, results: Results
+def measure_linkability(
+    attacker: Attacker, candidate: str, release: People, results: Results
 ) -> None:
-    """Count histories that equal a real one, to the day and the concept.
+    """Link two halves of a target's record through the release: linkability_risk.
 
-    Of persons with ten events or more. What is equal to the holdout, brought to the
-    size of the training, is chance.
+    One half is sex, age and every other concept, the other race and the rest. They are
+    linked where the nearest by either is the same person of the release.
     """
-    persons, of_train, of_holdout = con.execute(
-        """
-        select
-            (
-                select count(*) from evaluation_private.history_keys
-                where cohort = $1 and event_count >= 10
-            ),
-            count(distinct person_id) filter (original_cohort = $2),
-            count(distinct person_id) filter (original_cohort = $3)
-        from evaluation_private.exact_copies
-        where cohort = $1
-        """,
-        [candidate, MEMBERS, OTHERS],
-    ).fetchone()
-    sizes = dict(
-        con.execute(
-            "select cohort, count(*) from evaluation_private.persons group by 1"
-        ).fetchall()
+    space = attacker.space
+    sexes = sum(column == "gender_concept_id" for column, _ in space.categories)
+    concepts = np.arange(space.head, len(space.scale))
+    halves = (
+        np.concatenate([np.arange(sexes), [space.age_place], concepts[::2]]),
+        np.concatenate([np.arange(sexes, space.age_place), concepts[1::2]]),
     )
-    scale = sizes.get(MEMBERS, 0) / max(sizes.get(OTHERS, 0), 1)
-    share = of_train / persons if persons else np.nan
-    chance = min(of_holdout * scale / persons, 1.0) if persons else np.nan
-    results.add("exact_copy_share", candidate, share, n=persons)
-    results.add("exact_copy_excess", candidate, max(share - chance, 0.0), n=persons)
-
-
-def measure_ngrams(
-    con: duckdb.DuckDBPyConnection, candidate: str, results: Results
-) -> None:
-    """Count runs of words that stand in the training, beyond those in the holdout.
-
-    A history's words are, of each visit, the weeks since the one before, its type, and
-    its concepts in order. The training is brought to the size of the holdout.
-    """
-    (others,) = con.execute(
-        "select count(*) from evaluation_private.persons where cohort = ?", [OTHERS]
-    ).fetchone()
-    streams = {
-        MEMBERS: words_of(con, MEMBERS, others),
-        OTHERS: words_of(con, OTHERS, others),
-        candidate: words_of(con, candidate, NGRAM_PERSONS),
-    }
-    rows = []
-    for length in NGRAMS:
-        grams = {name: ngrams(*stream, length) for name, stream in streams.items()}
-        known = [np.unique(grams[name]) for name in (MEMBERS, OTHERS)]
-        shares = [
-            float(np.isin(grams[candidate], real).mean())
-            if len(grams[candidate])
-            else np.nan
-            for real in known
+    hits, trials = [], []
+    for side in attacker.sides:
+        targets = side.rows[:ATTACKS]
+        found = [
+            nearest(targets[:, half], release.rows[:, half], space.scale[half])[1]
+            for half in halves
         ]
-        rows.append(
-            {
-                "cohort": candidate, "length": length,
-                "share_train": shares[0], "share_holdout": shares[1],
-            }
-        )  # fmt: skip
-        if length == NGRAM:
-            count = len(grams[candidate])
-            results.add("ngram_copy_share", candidate, shares[0], n=count)
-            results.add("ngram_copy_excess", candidate, shares[0] - shares[1], n=count)
-    results.draw("ngram_copies", rows)
+        hits.append(int((found[0] == found[1]).sum()))
+        trials.append(len(targets))
+    add_risk("linkability_risk", candidate, tuple(hits), tuple(trials), results)
 
 
-def words_of(
-    con: duckdb.DuckDBPyConnection, cohort: str, most: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Words of a cohort's persons, at most so many: persons (W,) and hashes (W,)."""
-    found = con.execute(
-        """
-        with
-        persons as (
-            select person_id
-            from evaluation_private.persons
-            where cohort = $1
-            order by md5('target:' || person_id), person_id
-            limit $2
-        ),
-        visits as (
-            select
-                person_id,
-                visit_order,
-                visit_concept_id,
-                (
-                    visit_start_date - lag(visit_start_date) over (
-                        partition by person_id order by visit_order
-                    )
-                ) // 7 as weeks
-            from evaluation_private.visits
-            inner join persons using (person_id)
-            where cohort = $1
-        ),
-        words as (
-            select person_id, visit_order, 0 as kind, '' as name, weeks as word
-            from visits
-            union all
-            select person_id, visit_order, 1, '', visit_concept_id from visits
-            union all
-            select person_id, coalesce(visit_order, 0), 2, source_table, concept_id
-            from evaluation_private.events
-            inner join persons using (person_id)
-            where cohort = $1
-        )
-        select person_id, hash(kind, name, word) as word
-        from words
-        order by person_id, visit_order, kind, name, words.word
-        """,
-        [cohort, most],
-    ).fetchnumpy()
-    return found["person_id"], found["word"].astype(np.uint64)
+def measure_inference(
+    attacker: Attacker,
+    candidate: str,
+    release: People,
+    guesses: list[np.ndarray],
+    results: Results,
+) -> None:
+    """Guess one secret of each target, the rarest that its neighbour has.
 
-
-def ngrams(persons: np.ndarray, words: np.ndarray, length: int) -> np.ndarray:
-    """Hash every run of `length` words within a person: (runs,) uint64.
-
-    A rolling polynomial modulo 2^64 of hashed words (Karp and Rabin, 1987).
+    `guesses`: the nearest persons of the release, by what is known of targets. Adds
+    inference_risk.
     """
-    size = len(words) - length + 1
-    if size <= 0:
-        return np.empty(0, dtype=np.uint64)
-    factor = np.uint64(0x9E3779B97F4A7C15)
-    total = np.zeros(size, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for place in range(length):
-            total = total * factor + words[place : place + size]
-    return total[persons[:size] == persons[length - 1 :]]
+    unknown = np.setdiff1d(
+        np.arange(attacker.space.head, release.rows.shape[1]), attacker.known
+    )
+    # concepts stand from the commonest on, so the last that one has is its rarest
+    unknown = unknown[::-1]
+    hits, trials = [], []
+    for side, guess in zip(attacker.sides, guesses):
+        has = release.rows[guess[:ATTACKS]][:, unknown]
+        asked = np.flatnonzero(has.any(axis=1)) if len(unknown) else np.empty(0, int)
+        secret = unknown[has[asked].argmax(axis=1)] if len(asked) else asked
+        hits.append(int(side.rows[asked, secret].sum()))
+        trials.append(len(asked))
+    add_risk("inference_risk", candidate, tuple(hits), tuple(trials), results)
+
+
+def measure_identity(
+    attacker: Attacker, candidate: str, release: People, results: Results
+) -> None:
+    """Match members to the release by what many know of them: identity_disclosure.
+
+    Meaningful identity disclosure (El Emam et al., 2020): a match tells something where
+    the person of the release, one of those who match, shares two concepts with the
+    member that few have. It is weighed by the persons who look the same, in the
+    training (the attack starts from a person of the population) or among all real
+    persons (it starts from the release). The larger of the two, by the worst of 127
+    sets of facts: year, five years or decade of birth, sex, race, ethnicity, age group,
+    decade of the first visit. Adds identity_disclosure_excess, too: the second of the
+    two beyond that of the holdout; and curve identity_generalisations, of all sets.
+    """
+    everybody = {MEMBERS: attacker.train.facts, OTHERS: attacker.holdout.facts}
+    everybody["release"] = release.facts
+    for name in REAL:
+        if name not in everybody:
+            everybody[name] = facts_of(attacker.con, name)[1]
+    ends = np.cumsum([len(facts["year_of_birth"]) for facts in everybody.values()])
+    of = {
+        name: slice(end - len(facts["year_of_birth"]), end)
+        for (name, facts), end in zip(everybody.items(), ends)
+    }
+    facts = identifying(
+        {
+            name: np.concatenate([group[name] for group in everybody.values()])
+            for name in release.facts
+        }
+    )
+    is_real = np.ones(ends[-1], dtype=bool)
+    is_real[of["release"]] = False
+    telling = attacker.rarer_than(TELLING)
+    theirs = release.rows[:, telling]
+    rng = np.random.default_rng(attacker.profile.seed)
+    draws = [rng.random(len(side)) for side in attacker.sides]
+    share = len(attacker.train) / is_real.sum()
+    births = ("", "birth year", "birth in 5 years", "birth decade")
+    more = ("sex", "race", "ethnicity", "age group", "first decade")
+    found, rows = [], []
+    for birth, number in itertools.product(births, range(len(more) + 1)):
+        for names in itertools.combinations(more, number):
+            names = (birth, *names) if birth else names
+            if not names:
+                continue
+            cell, count = np.zeros(len(is_real), dtype=np.int64), 1
+            for name in names:
+                kinds = int(facts[name].max()) + 1
+                cell, count = cell * kinds + facts[name], count * kinds
+            in_train = np.bincount(cell[of[MEMBERS]], minlength=count)
+            in_all = np.bincount(cell[is_real], minlength=count)
+            in_release = np.bincount(cell[of["release"]], minlength=count)
+            order = np.argsort(cell[of["release"]], kind="stable")
+            first = np.cumsum(in_release) - in_release
+            terms = []
+            for name, side, draw in zip((MEMBERS, OTHERS), attacker.sides, draws):
+                own = cell[of[name]][: len(side)]
+                place = first[own] + (draw * in_release[own]).astype(int)
+                match = order[np.minimum(place, len(order) - 1)]
+                shared = (side.rows[:, telling] & theirs[match]).sum(axis=1)
+                is_learnt = (shared >= LEARNT) & (in_release[own] > 0)
+                terms.append(RIGHT_MATCH * is_learnt / in_all[own])
+                if name == MEMBERS:
+                    in_sample = RIGHT_MATCH * share * is_learnt / in_train[own]
+            worse = max(in_sample, terms[0], key=np.mean)
+            found.append((worse, *terms))
+            rows.append(
+                {
+                    "cohort": candidate,
+                    "facts": ", ".join(names),
+                    "risk": float(worse.mean()),
+                }
+            )
+    worse, ours, others = max(found, key=lambda terms: terms[0].mean())
+    ours, others, worse = (
+        (side.mean(), weights @ side / len(side))
+        for side, weights in zip(
+            (ours, others, worse), (*attacker.weights, attacker.weights[0])
+        )
+    )
+    for name, value, samples in (
+        ("identity_disclosure", *worse),
+        ("identity_disclosure_excess", ours[0] - others[0], ours[1] - others[1]),
+    ):
+        low, high = interval(samples)
+        results.add(
+            name, candidate, value, ci_low=low, ci_high=high, n=len(draws[0]),
+        )  # fmt: skip
+    results.draw("identity_generalisations", rows)
+
+
+def identifying(facts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Generalise facts of persons that many know of them: (N,) codes by name."""
+    birth, first = facts["year_of_birth"], facts["first_year"]
+    age = np.where((birth >= 0) & (first >= 0), first - birth, UNKNOWN)
+    generalised = {
+        "birth year": birth,
+        "birth in 5 years": birth // 5,
+        "birth decade": birth // 10,
+        "sex": facts["gender_concept_id"],
+        "race": facts["race_concept_id"],
+        "ethnicity": facts["ethnicity_concept_id"],
+        "age group": np.searchsorted([0, 18, 40, 65, 85], age, side="right"),
+        "first decade": first // 10,
+    }
+    return {
+        name: np.unique(fact, return_inverse=True)[1]
+        for name, fact in generalised.items()
+    }
 
 
 def draw_distances(
-    attacker: Attacker, candidate: str, release: Vectors, results: Results
+    attacker: Attacker, candidate: str, release: People, results: Results
 ) -> None:
     """Draw how far persons of the release are from members and from others.
 
     For the eye, not for a gate: sets that pass such a test leak all the same (Ganev and
-    De Cristofaro, 2025). Both sides have the same size.
+    De Cristofaro, 2025). Both sides have the same size. Adds dcr_share, the share that
+    is nearer to members, and curve nearest_distances.
     """
-    some = release.rows[: attacker.profile.targets]
-    size = min(len(attacker.members.rows), len(attacker.others.rows))
-    to = [
-        nearest(some, side.rows[:size])[0]
-        for side in (attacker.members, attacker.others)
-    ]
-    share = np.mean(to[0] < to[1]) + 0.5 * np.mean(to[0] == to[1])
-    results.add("dcr_share", candidate, share, n=len(some))
+    some = release.first(attacker.profile.targets)
+    size = min(len(side) for side in attacker.sides)
+    to = [attacker.nearest(some, side.first(size)) for side in attacker.sides]
+    results.add("dcr_share", candidate, nearer(*to).mean(), n=len(some))
     quantiles = np.linspace(0, 1, 51)
     results.draw(
         "nearest_distances",
@@ -611,63 +755,46 @@ def measure_model(
 ) -> None:
     """Attack with the released model itself: members are those it finds likely.
 
-    Nats per token under the checkpoint, of persons whose history fits its context.
+    Nats per token under the checkpoint, of a sample of persons whose history fits its
+    context. Adds model_membership_* and, in nats per token, model_loss_gap.
     """
     from omop_gpt.nats import nats_of_persons
 
-    del con
-    sides = {
-        split: nats_of_persons(
-            model_folder,
-            Path(real_folder) / "patient_sequence" / split,
-            most=profile.targets,
-            per_token=True,
-        )
-        for split in (MEMBERS, OTHERS)
-    }
-    members, others = (np.array(list(side.values())) for side in sides.values())
-    if min(len(members), len(others)) < LEAST_TARGETS:
-        results.add("model_membership_auc", "synthetic", np.nan, n=len(others))
+    scores = []
+    for split in (MEMBERS, OTHERS):
+        sequences = Path(real_folder) / "patient_sequence" / split
+        with tempfile.TemporaryDirectory() as folder:
+            # files are in order of persons, and the first of them may be of one kind
+            con.execute(
+                f"""
+                copy (
+                    from read_parquet('{quoted(sequences)}/*.parquet')
+                    order by md5('target:{split}:' || person_id), person_id
+                    limit {profile.targets}
+                ) to '{quoted(folder)}/targets.parquet'
+                """
+            )
+            nats = nats_of_persons(model_folder, folder, per_token=True)
+        scores.append(-np.array(list(nats.values())))
+    least = min(len(side) for side in scores)
+    if least < LEAST_TARGETS:
+        for name in ("auc", "tpr_1", "tpr_01"):
+            results.add(f"model_membership_{name}", "synthetic", np.nan, n=least)
+        results.add("model_loss_gap", "synthetic", np.nan, n=least)
         return
-    add_attack(
-        profile,
-        "synthetic",
-        "model_membership",
-        np.repeat([1, 0], [len(members), len(others)]),
-        -np.concatenate([members, others]),
-        results,
+    weights = tuple(
+        person_weights(len(side), profile.bootstraps, profile.seed + number)
+        for number, side in enumerate(scores)
     )
+    add_attack("model_membership", "synthetic", tuple(scores), weights, results)
+    means = [w @ side / len(side) for w, side in zip(weights, scores)]
+    low, high = interval(means[0] - means[1])
     results.add(
-        "model_loss_gap", "synthetic", others.mean() - members.mean(), n=len(others)
-    )
+        "model_loss_gap", "synthetic", scores[0].mean() - scores[1].mean(), ci_low=low,
+        ci_high=high, n=sum(len(side) for side in scores),
+    )  # fmt: skip
 
 
-def nearest(
-    targets: np.ndarray, rows: np.ndarray, leave_out: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Squared distance to the nearest of `rows`, and which: 2 × (targets,).
-
-    `leave_out`: a row for each target that is not it.
-    """
-    squares = np.einsum("ij,ij->i", rows, rows)
-    best = np.empty(len(targets), dtype=np.float32)
-    place = np.zeros(len(targets), dtype=int)
-    for start in range(0, len(targets), BLOCK):
-        part = targets[start : start + BLOCK]
-        least = np.full(len(part), np.inf, dtype=np.float32)
-        where = np.zeros(len(part), dtype=int)
-        for first in range(0, len(rows), 4 * BLOCK):
-            block = slice(first, first + 4 * BLOCK)
-            distance = squares[block] - 2 * (part @ rows[block].T)
-            if leave_out is not None:
-                own = leave_out[start : start + BLOCK] - first
-                here = np.flatnonzero((own >= 0) & (own < distance.shape[1]))
-                distance[here, own[here]] = np.inf
-            column = distance.argmin(axis=1)
-            found = distance[np.arange(len(part)), column]
-            better = found < least
-            least[better], where[better] = found[better], column[better] + first
-        best[start : start + BLOCK] = least + np.einsum("ij,ij->i", part, part)
-        place[start : start + BLOCK] = where
-    # what cancels to less than 0 is 0
-    return np.maximum(np.round(best, 4), 0), place
+def quoted(path: str | Path) -> str:
+    """Write a path for use between quotes."""
+    return str(path).replace("'", "''")

@@ -1,6 +1,6 @@
 -- One row per person: a hash of all that the history tells but its calendar. Equal keys
 -- are equal histories: sex, race, and for each visit the days since the one before, its
--- type, its stay and its events.
+-- type and the set of its concepts.
 with
 
 persons as (
@@ -9,19 +9,16 @@ persons as (
 
 ),
 
+-- a sum of hashes needs no order: far faster than a text of the whole history
 events as (
 
     select
         cohort,
         person_id,
-        coalesce(visit_order, 0) as visit_order,
         count(*) as event_count,
-        string_agg(
-            source_table || ':' || cast(concept_id as {{ dbt.type_string() }}), ','
-            order by source_table, concept_id
-        ) as words
+        sum(distinct hash(visit_order, source_table, concept_id)) as events_key
     from {{ source('cohorts', 'events') }}
-    group by 1, 2, 3
+    group by 1, 2
 
 ),
 
@@ -32,47 +29,21 @@ visits as (
         person_id,
         visit_order,
         visit_concept_id,
-        visit_end_date - visit_start_date as days,
         visit_start_date - lag(visit_start_date) over (
             partition by cohort, person_id
             order by visit_order
-        ) as gap
+        ) as gap_days
     from {{ source('cohorts', 'visits') }}
 
 ),
 
--- events of no visit are told together, as visit 0
-steps as (
-
-    select
-        coalesce(visits.cohort, events.cohort) as cohort,
-        coalesce(visits.person_id, events.person_id) as person_id,
-        coalesce(visits.visit_order, events.visit_order) as visit_order,
-        coalesce(events.event_count, 0) as event_count,
-        concat_ws(
-            '|',
-            coalesce(cast(visits.gap as {{ dbt.type_string() }}), ''),
-            coalesce(cast(visits.visit_concept_id as {{ dbt.type_string() }}), ''),
-            coalesce(cast(visits.days as {{ dbt.type_string() }}), ''),
-            coalesce(events.words, '')
-        ) as step
-    from visits
-    full outer join events
-        on
-            visits.cohort = events.cohort
-            and visits.person_id = events.person_id
-            and visits.visit_order = events.visit_order
-
-),
-
-histories as (
+visits_summed as (
 
     select
         cohort,
         person_id,
-        cast(sum(event_count) as bigint) as event_count,
-        string_agg(step, ';' order by visit_order) as history
-    from steps
+        sum(hash(visit_order, visit_concept_id, gap_days)) as visits_key
+    from visits
     group by 1, 2
 
 ),
@@ -82,19 +53,24 @@ final as (
     select
         persons.cohort,
         persons.person_id,
-        coalesce(histories.event_count, 0) as event_count,
-        {{ dbt.hash(dbt.concat([
-            "coalesce(cast(persons.gender_concept_id as " ~ dbt.type_string() ~ "), '')",
-            "'/'",
-            "coalesce(cast(persons.race_concept_id as " ~ dbt.type_string() ~ "), '')",
-            "'/'",
-            "coalesce(histories.history, '')",
-        ])) }} as history_key
+        coalesce(events.event_count, 0) as event_count,
+        cast(
+            hash(
+                persons.gender_concept_id,
+                persons.race_concept_id,
+                visits_summed.visits_key,
+                events.events_key
+            ) as {{ dbt.type_string() }}
+        ) as history_key
     from persons
-    left join histories
+    left join events
         on
-            persons.cohort = histories.cohort
-            and persons.person_id = histories.person_id
+            persons.cohort = events.cohort
+            and persons.person_id = events.person_id
+    left join visits_summed
+        on
+            persons.cohort = visits_summed.cohort
+            and persons.person_id = visits_summed.person_id
 
 )
 
