@@ -20,6 +20,8 @@ from omop_gpt.evaluation.results import PROFILES, Results
 from scipy import stats
 from scipy.spatial.distance import cdist
 from sklearn.metrics import f1_score, roc_auc_score, roc_curve
+from test_packing import make_language, make_split
+from test_train import run
 
 ROOT = Path(__file__).parents[2]
 # more of the training than of the holdout, as in every split
@@ -66,6 +68,7 @@ def people() -> dict[str, dict[int, dict]]:
     made = {name: [history(rng) for _ in range(n)] for name, n in PERSONS.items()}
     made["copy"] = made["train"][::-1]
     made["leak"] = made["train"][:61] + made["fresh"][61:]
+    made["mixed"] = made["train"][:60] + made["holdout"][:20] + made["fresh"][:120]
     cohorts = {}
     for number, (name, some) in enumerate(made.items()):
         ids = {1000 * number + place: one for place, one in enumerate(some)}
@@ -303,8 +306,11 @@ def test_keys_are_equal_where_histories_are(con, people):
         assert count == events_of(people[cohort][person])
 
 
-@pytest.mark.parametrize("candidate", CANDIDATES)
-def test_exact_copies_are_counted_beyond_chance(people, found, candidate):
+@pytest.mark.parametrize("candidate", [*CANDIDATES, "mixed"])
+def test_exact_copies_are_counted_beyond_chance(con, people, candidate):
+    results = Results()
+    copies.measure_exact_copies(con, candidate, results)
+    metrics = {m.name: m for m in results.metrics}
     keys = {
         cohort: [key_of(one) for one in some.values() if events_of(one) >= 10]
         for cohort, some in people.items()
@@ -313,11 +319,11 @@ def test_exact_copies_are_counted_beyond_chance(people, found, candidate):
         np.mean([key in set(keys[real]) for key in keys[candidate]])
         for real in ("train", "holdout")
     ]
-    metric = found["exact_copy_excess", candidate, "all"]
+    metric = metrics["exact_copy_excess"]
     scale = len(keys["train"]) / len(keys["holdout"])
     assert metric.value == pytest.approx(shares[0] - scale * shares[1])
     assert metric.n == len(keys[candidate])
-    share = found["exact_copy_share", candidate, "all"]
+    share = metrics["exact_copy_share"]
     hits = round(shares[0] * metric.n)
     expected = stats.binomtest(hits, metric.n).proportion_ci(method="wilson")
     assert share.value == pytest.approx(shares[0])
@@ -407,11 +413,11 @@ def test_longest_run_of_one_person_in_a_hundred(people, found, candidate):
 
 def test_nearest_is_that_of_all_rows():
     rng = np.random.default_rng(0)
-    rows = rng.integers(0, 2, (20_000, 12)).astype(np.uint8)
+    rows = rng.integers(0, 2, (9_000, 12)).astype(np.uint8)
     rows[:, 0] = rng.integers(0, 90, len(rows))
     scale = np.full(12, 100, dtype=np.float32)
     scale[0] = 1
-    own = rng.choice(len(rows), 3_000, replace=False)
+    own = rng.choice(len(rows), 2_500, replace=False)
     for leave_out in (None, own):
         distances, places = nearest(rows[own], rows, scale, leave_out)
         for start in range(0, len(own), 500):
@@ -470,7 +476,14 @@ def test_samples_of_an_attack_are_those_of_repeated_persons():
         )
 
 
-def test_subgroups_are_attacked_on_their_own(world, found, results):
+def test_subgroups_are_attacked_on_their_own(con, world, monkeypatch):
+    monkeypatch.setattr(privacy, "LEAST_TARGETS", 20)
+    attacker = privacy.attacker_of(con, PROFILE)
+    release = attacker.space.people("leak")
+    results = Results()
+    distances = tuple(attacker.nearest(side, release) for side in attacker.sides)
+    privacy.measure_membership(attacker, "leak", distances, results)
+    found = {(m.name, m.cohort, m.stratum): m for m in results.metrics}
     both = [
         *list(world.people["train"].values())[:400],
         *list(world.people["holdout"].values())[:400],
@@ -492,13 +505,13 @@ def test_subgroups_are_attacked_on_their_own(world, found, results):
     areas = {}
     for name, chosen in groups.items():
         key = "subgroup_membership_auc", "leak", name
-        if min(chosen[truth == side].sum() for side in (0, 1)) < 50:
+        if min(chosen[truth == side].sum() for side in (0, 1)) < 20:
             assert key not in found
             continue
         areas[name] = roc_auc_score(truth[chosen], score[chosen])
         assert found[key].value == pytest.approx(areas[name])
         assert found[key].n == chosen.sum()
-    assert {"aged 85 and over", "race in the minority"} <= set(areas)
+    assert {"length, tenth 1", "length, tenth 10", "aged 85 and over"} <= set(areas)
     worst = found["worst_subgroup_membership_auc", "leak", "all"]
     assert worst.value == pytest.approx(max(areas.values()))
     assert worst.n == groups[max(areas, key=areas.get)].sum()
@@ -783,6 +796,26 @@ def test_the_models_own_loss_tells_members(tmp_path, monkeypatch):
     se = np.sqrt(np.var(members) / 400 + np.var(others) / 300)
     assert gap.ci_high == pytest.approx(gap.value + 1.96 * se, rel=0.1)
     assert {m.cohort for m in results.metrics} == {"synthetic"}
+
+
+def test_the_attack_runs_a_model(tmp_path):
+    folder = tmp_path / "patient_sequence"
+    grammar = make_language(folder / "vocabulary")
+    for seed, split in enumerate(("train", "validation", "holdout")):
+        make_split(folder / split, grammar, people=80, seed=seed, longest=12)
+    model = tmp_path / "model"
+    run(folder, model, num_train_epochs=1, bf16=False)
+    results = Results()
+    privacy.measure_model(duckdb.connect(), model, tmp_path, PROFILE, results)
+    members, others = (
+        list(nats.nats_of_persons(model, folder / split, per_token=True).values())
+        for split in ("train", "holdout")
+    )
+    metrics = {m.name: m for m in results.metrics}
+    assert metrics["model_membership_auc"].n == len(members) + len(others) > 150
+    assert metrics["model_loss_gap"].value == pytest.approx(
+        np.mean(others) - np.mean(members), rel=1e-4, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("kept", ["nothing", "no holdout", "no candidate"])

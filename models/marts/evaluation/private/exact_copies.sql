@@ -1,6 +1,6 @@
--- One row per person of a cohort that poses as synthetic and real person of the training
--- or the holdout with the same history, where that has ten events or more: each is to be
--- looked at by hand.
+-- One row per person of a cohort that poses as synthetic and real person of the
+-- training or the holdout with the same history, where that has ten events or more:
+-- each is to be looked at by hand.
 with
 
 keys as (
