@@ -128,7 +128,9 @@ def evaluate(config: EvaluateConfig) -> Path:
             con.execute("create schema if not exists evaluation")
             results, families = measure(con, profile, started)
             if model:
+                before = len(results.metrics)
                 privacy.measure_model(con, model, real, profile, results)
+                families |= {m.name: "privacy" for m in results.metrics[before:]}
                 say(started, "the model's own attack")
             measure_quality(con, results)
             report = judge(con, results, families, profile, run_of(synthetic, profile))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from omop_gpt.evaluation.distances import identity_r2, total_variation
 from omop_gpt.grammar import read_csv
 from omop_gpt.warehouse import project_folder
 
@@ -274,12 +275,6 @@ def cell_counts(
     """
     rows = con.execute(query, {"real": REAL, "ours": candidate}).fetchall()
     return {stratum: np.array(counts, float) for stratum, *counts in rows}
-
-
-def total_variation(counts: np.ndarray) -> float:
-    """Return half the summed differences of the two rows' shares."""
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    return float(np.abs(shares[0] - shares[1]).sum() / 2)
 
 
 def measure_pairs(
@@ -899,12 +894,6 @@ def distances(
         shares.append(np.cumsum(mass) / mass.sum())
     gap = np.abs(shares[0] - shares[1])
     return float((gap[:-1] * np.diff(grid)).sum()), float(gap.max())
-
-
-def identity_r2(real: np.ndarray, ours: np.ndarray) -> float:
-    """Return the share of the variance of `real` that `ours` tells, as it is."""
-    spread = ((real - mean(real)) ** 2).sum()
-    return float(1 - ((real - ours) ** 2).sum() / spread) if spread > 0 else np.nan
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:

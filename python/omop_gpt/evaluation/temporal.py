@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse, stats
 
+from omop_gpt.evaluation.distances import identity_r2, ks, total_variation, w1
+
 if TYPE_CHECKING:
     import duckdb
 
@@ -117,29 +119,6 @@ def paired_counts(
     rows = con.execute(query, asked).fetchall()
     for stratum, keys, *counts in rows:
         yield stratum, np.array(keys), np.array(counts, float)
-
-
-def total_variation(counts: np.ndarray) -> float:
-    """Return half the summed differences of the shares of two rows of counts."""
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    return float(np.abs(shares[0] - shares[1]).sum() / 2)
-
-
-def ks(counts: np.ndarray) -> float:
-    """Return the Kolmogorov-Smirnov distance of two rows of counts, in their order."""
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    return float(np.abs(np.diff(shares.cumsum(axis=1), axis=0)).max())
-
-
-def w1(values: np.ndarray, counts: np.ndarray) -> float:
-    """Return the Wasserstein-1 distance of two rows of counts of these values."""
-    return float(stats.wasserstein_distance(values, values, *counts))
-
-
-def identity_r2(real: np.ndarray, ours: np.ndarray) -> float:
-    """Return R² on the line of identity: 1 is equal, 0 as good as the mean."""
-    spread = ((real - real.mean()) ** 2).sum() if real.size else 0.0
-    return 1 - ((real - ours) ** 2).sum() / spread if spread > 0 else np.nan
 
 
 def measure_gaps(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
