@@ -8,6 +8,7 @@ import duckdb
 import pytest
 from omop_gpt.encode import EncodeConfig, encode
 from omop_gpt.evaluation import evaluate as step
+from omop_gpt.evaluation.report import PICTURES
 from omop_gpt.evaluation.results import PROFILES
 from omop_gpt.evaluation.scorecard import MUST_FAIL
 from omop_gpt.simulate import SimulateConfig, simulate
@@ -80,7 +81,13 @@ def judged(tmp_path_factory) -> dict:
                 profile="smoke",
             )
         )
-    return json.loads((root / "report" / "metrics.json").read_text())
+    page = (root / "report" / "index.html").read_text()
+    return json.loads((root / "report" / "metrics.json").read_text()) | {"page": page}
+
+
+def test_every_picture_is_drawn(judged):
+    for _, title, _, _ in PICTURES:
+        assert f"<img alt='{title}'" in judged["page"]
 
 
 @pytest.mark.parametrize("anchor", ["ideal", *MUST_FAIL])

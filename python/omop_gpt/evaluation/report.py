@@ -432,11 +432,11 @@ def draw_gaps(source: Source) -> Figure | None:
 
 def draw_transitions(source: Source) -> Figure | None:
     """From one type of visit to the next: real, synthetic, difference."""
-    if "transitions" not in source.tables:
+    if "visit_transitions" not in source.tables:
         return None
     rows = source.rows(
         "select cohort, from_state, to_state, share, transitions "
-        "from evaluation.transitions where cohort in (?, ?)",
+        "from evaluation.visit_transitions where cohort in (?, ?)",
         REAL, SYNTHETIC,
     )  # fmt: skip
     states = sorted({row[1] for row in rows} | {row[2] for row in rows})
