@@ -61,6 +61,20 @@ def history(rng: np.random.Generator) -> dict:
     }
 
 
+def altered(one: dict) -> list[dict]:
+    """Return a person with an event twice, and with one thing of another kind each."""
+    *before, (day, kind, concepts) = one["visits"]
+    last = [
+        (day, kind, [*concepts, concepts[0]]),
+        (day + 1, kind, concepts),
+        (day, 9203, concepts),
+        (day, kind, concepts[:-1]),
+        (day, kind, [("procedure_occurrence", c) for _, c in concepts]),
+    ]
+    visits = [one | {"visits": [*before, visit]} for visit in last]
+    return [*visits, one | {"race": 1}, one | {"gender": 1}, one | {"birth": 1}]
+
+
 @pytest.fixture(scope="module")
 def people() -> dict[str, dict[int, dict]]:
     """Cohorts of persons by id, in the order of the hash that samples them."""
@@ -69,6 +83,7 @@ def people() -> dict[str, dict[int, dict]]:
     made["copy"] = made["train"][::-1]
     made["leak"] = made["train"][:61] + made["fresh"][61:]
     made["mixed"] = made["train"][:60] + made["holdout"][:20] + made["fresh"][:120]
+    made["mixed"] += [one for some in made["train"][:9] for one in altered(some)]
     cohorts = {}
     for number, (name, some) in enumerate(made.items()):
         ids = {1000 * number + place: one for place, one in enumerate(some)}
@@ -302,6 +317,9 @@ def test_keys_are_equal_where_histories_are(con, people):
     theirs = [key for _, _, key, _ in keys]
     assert len(set(zip(ours, theirs))) == len(set(ours)) == len(set(theirs))
     assert len(set(ours)) < len(keys)
+    repeated = sum(key_of(one) == key_of(made) for one in people["train"].values()
+                   for made in altered(one)[:1])  # fmt: skip
+    assert repeated == len(people["train"])
     for cohort, person, _, count in keys[::50]:
         assert count == events_of(people[cohort][person])
 
