@@ -123,10 +123,21 @@ def new_figure(columns: int = 1, rows: int = 1, height: float = 3.2) -> tuple:
 
 def draw_pyramid(source: Source) -> Figure | None:
     """Age at first visit by sex: bars real, lines synthetic."""
+    (persons,) = source.rows(
+        "select count(*) from evaluation_private.persons where cohort = ?", REAL
+    )[0]
+    # bands that hold enough real persons to be drawn
+    years = 5 if persons >= 2_000 else 10 if persons >= 500 else 20
     rows = source.rows(
-        "select cohort, gender_concept_id, age_from, persons, share "
-        "from evaluation.age_sex_pyramid "
-        "where cohort in (?, ?) and age_from is not null order by age_from",
+        f"""
+        select
+            cohort, gender_concept_id, age_from // {years} * {years} as band,
+            sum(persons) as persons, sum(share)
+        from evaluation.age_sex_pyramid
+        where cohort in (?, ?) and age_from is not null
+        group by 1, 2, 3
+        order by 3
+        """,
         REAL, SYNTHETIC,
     )  # fmt: skip
     genders = sorted(
@@ -138,11 +149,11 @@ def draw_pyramid(source: Source) -> Figure | None:
         real = [r for r in rows if r[:2] == (REAL, gender) and r[3] >= SMALL_CELL]
         ours = [r for r in rows if r[:2] == (SYNTHETIC, gender)]
         axis.bar(
-            [r[2] + 2.5 for r in real], [r[4] for r in real], 4.5, color="#bbbbbb",
-            label="real (holdout)",
+            [r[2] + years / 2 for r in real], [r[4] for r in real], 0.9 * years,
+            color="#bbbbbb", label="real (holdout)",
         )  # fmt: skip
         axis.plot(
-            [r[2] + 2.5 for r in ours], [r[4] for r in ours], "o-", markersize=3,
+            [r[2] + years / 2 for r in ours], [r[4] for r in ours], "o-", markersize=3,
             color=COLORS[SYNTHETIC], label="synthetic",
         )  # fmt: skip
         axis.set(
@@ -337,8 +348,10 @@ def draw_discriminator(source: Source) -> Figure | None:
         title="boosted trees: synthetic or real?", xlabel="false alarms", ylabel="found"
     )
     left.legend(fontsize=8)
+    called = dict(source.rows("from concept_names"))
     names = [
-        f"{r['feature']}  ({r['real_mean']:.3g} real, {r['candidate_mean']:.3g})"
+        f"{named(r['feature'], called)}  "
+        f"({r['real_mean']:.3g} real, {r['candidate_mean']:.3g})"
         for r in features
     ]
     right.barh(
@@ -349,6 +362,14 @@ def draw_discriminator(source: Source) -> Figure | None:
     right.invert_yaxis()
     right.set(title="what it looks at", xlabel="loss of AUC without it")
     return figure
+
+
+def named(feature: str, names: Mapping[int, str]) -> str:
+    """Return a feature with the name of its concept in place of the id."""
+    column, _, concept = feature.rpartition("concept_id ")
+    if not concept.lstrip("-").isdigit():
+        return feature
+    return (column + (names.get(int(concept)) or concept))[:40]
 
 
 def draw_utility(source: Source) -> Figure | None:
@@ -629,6 +650,7 @@ def draw_copies(source: Source) -> Figure | None:
         xticks=[row["length"] for row in rows],
     )  # fmt: skip
     axis.set_yscale("symlog", linthresh=1e-4)
+    axis.set_ylim(bottom=0)
     axis.legend()
     return figure
 
