@@ -81,7 +81,8 @@ def test_postgres_holds_every_row_and_answers_the_analyses(loop, server):
                    if v is not None and not isinstance(v, str))
             for rows in (found, wanted)
         ]  # fmt: skip
-        assert numbers[0] == pytest.approx(numbers[1]), file.name
+        # a mean that ends in 5 is rounded to the second digit up here, down there
+        assert numbers[0] == pytest.approx(numbers[1], abs=0.011), file.name
     con.close()
 
 
