@@ -86,7 +86,7 @@ def main() -> None:
     report = root / f"report_{arguments.profile}"
     seconds = run(
         "evaluate", real_folder=real, synthetic_folder=synthetic,
-        output_folder=str(report), warehouse=str(root / "evaluation.duckdb"),
+        output_folder=str(report), warehouse=str(root / "warehouse.duckdb"),
         model_folder=arguments.model_folder, profile=arguments.profile,
     )  # fmt: skip
     found = json.loads((report / "metrics.json").read_text())

@@ -116,6 +116,7 @@ def test_patients_of_the_same_process_fail_nothing(judged):
         ({"real_folder": "nowhere"}, "has no timeline/persons"),
         ({"synthetic_folder": "nowhere"}, "has no person"),
         ({"model_folder": "nowhere"}, "holds no model"),
+        ({"warehouse": "evaluation.duckdb"}, "is named as one of its schemas"),
     ],
 )
 def test_a_wrong_folder_is_one_line(loop, tmp_path, changes, message):

@@ -108,6 +108,11 @@ def evaluate(config: EvaluateConfig) -> Path:
         return output
     megabytes_of(config.memory)
     database = Path(config.warehouse or synthetic.parent / "warehouse.duckdb")
+    if database.stem in ("evaluation", SCHEMA):
+        raise InputError(
+            f"--warehouse {database} is named as one of its schemas, which DuckDB "
+            "cannot tell apart: name it otherwise."
+        )
     work_folder = output.with_name(f".{output.name}.dbt")
     with whole_folder(output) as partial:
         with connect(database, config) as con:
