@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from omop_gpt.evaluation.cohorts import SCHEMA
+from omop_gpt.evaluation.cohorts import IDEAL, SCHEMA, TRAIN
 
 if TYPE_CHECKING:
     import duckdb
@@ -58,8 +58,8 @@ def make_anchors(
 
 def copy(con: duckdb.DuckDBPyConnection, rng: np.random.Generator) -> None:
     """Append T in an order of chance, numbered from 1."""
-    persons = persons_of(con, "train")
-    append_histories(con, "copy", "train", persons, permuted_ids(rng, persons))
+    persons = persons_of(con, TRAIN)
+    append_histories(con, "copy", TRAIN, persons, permuted_ids(rng, persons))
 
 
 def near_copy(con: duckdb.DuckDBPyConnection, rng: np.random.Generator) -> None:
@@ -67,7 +67,7 @@ def near_copy(con: duckdb.DuckDBPyConnection, rng: np.random.Generator) -> None:
 
     Events that are equal in all stay or go together.
     """
-    persons = persons_of(con, "train")
+    persons = persons_of(con, TRAIN)
     # a hash, for the rows of a table have no order to draw in
     chance = f"""
         md5_number_upper(concat_ws(
@@ -78,7 +78,7 @@ def near_copy(con: duckdb.DuckDBPyConnection, rng: np.random.Generator) -> None:
     append_histories(
         con,
         "near_copy",
-        "train",
+        TRAIN,
         persons,
         permuted_ids(rng, persons),
         shift=rng.integers(-SHIFT, SHIFT, len(persons), endpoint=True),
@@ -88,12 +88,12 @@ def near_copy(con: duckdb.DuckDBPyConnection, rng: np.random.Generator) -> None:
 
 def leak_10(con: duckdb.DuckDBPyConnection, rng: np.random.Generator) -> None:
     """Append 10 % of T as they are, and R1 until there are as many persons as in T."""
-    persons, ideal = persons_of(con, "train"), persons_of(con, "ideal")
+    persons, ideal = persons_of(con, TRAIN), persons_of(con, IDEAL)
     if len(ideal) == 0:
         return
     new_ids, leaked = permuted_ids(rng, persons), round(LEAKED * len(persons))
     append_histories(
-        con, "leak_10", "train", rng.permutation(persons)[:leaked], new_ids[:leaked]
+        con, "leak_10", TRAIN, rng.permutation(persons)[:leaked], new_ids[:leaked]
     )
     others = np.resize(rng.permutation(ideal), len(persons) - leaked)  # it repeats
     append_histories(con, "leak_10", "ideal", others, new_ids[leaked:])
@@ -109,12 +109,12 @@ def unigram(con: duckdb.DuckDBPyConnection, rng: np.random.Generator) -> None:
     nothing knows of anything else, patients may have visits before their birth or after
     their death.
     """
-    persons = persons_of(con, "train")
-    sources, deck = number_visits(con, "train"), number_items(con)
+    persons = persons_of(con, TRAIN)
+    sources, deck = number_visits(con, TRAIN), number_items(con)
     append_histories(
         con,
         "unigram",
-        "train",
+        TRAIN,
         persons,
         permuted_ids(rng, persons),
         visits="false",
@@ -178,11 +178,11 @@ def independent(con: duckdb.DuckDBPyConnection, rng: np.random.Generator) -> Non
     have it; on a visit of theirs by chance, on its first day, once; its value and unit
     are those of a row of T with this concept.
     """
-    persons, deck = persons_of(con, "train"), number_items(con)
+    persons, deck = persons_of(con, TRAIN), number_items(con)
     append_histories(
         con,
         "independent",
-        "train",
+        TRAIN,
         persons,
         permuted_ids(rng, persons),
         events="false",
@@ -227,8 +227,8 @@ def chain(con: duckdb.DuckDBPyConnection, rng: np.random.Generator) -> None:
     history. Sex, race, ethnicity and age at the first visit are those of some person of
     T. Loose events belong to no visit, and there are none.
     """
-    size = len(persons_of(con, "train"))
-    sources = number_visits(con, "train")
+    size = len(persons_of(con, TRAIN))
+    sources = number_visits(con, TRAIN)
     openings = np.flatnonzero(sources["is_first"])
     if len(openings) == 0:
         return
@@ -304,7 +304,7 @@ def visit_shuffle(con: duckdb.DuckDBPyConnection, rng: np.random.Generator) -> N
 
     The dates on which visits start stay; loose events stay as they are.
     """
-    persons, visits = persons_of(con, "ideal"), number_visits(con, "ideal")
+    persons, visits = persons_of(con, IDEAL), number_visits(con, IDEAL)
     append_histories(
         con,
         "visit_shuffle",

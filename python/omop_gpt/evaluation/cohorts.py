@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "evaluation_private"
 TABLES = ("persons", "visits", "events")
-REAL = ("train", "validation", "holdout", "ideal", "calibration")
+TRAIN, HOLDOUT, IDEAL, CALIBRATION = "train", "holdout", "ideal", "calibration"
+REAL = (TRAIN, "validation", HOLDOUT, IDEAL, CALIBRATION)
 SYNTHETIC = "synthetic"
 # id, concept, date and, where there are any, value and unit of the event tables
 EVENT_COLUMNS = {

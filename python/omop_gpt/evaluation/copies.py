@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
+from omop_gpt.evaluation.cohorts import HOLDOUT, TRAIN
 from omop_gpt.evaluation.neighbours import ORDER
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from omop_gpt.evaluation.results import Results
 
-TRAIN, HOLDOUT = "train", "holdout"
 LEAST_EVENTS = 10  # of a history that is no copy by chance
 LENGTHS = (4, 8, 12, 16, 24, 32, 48, 64)  # of runs, in words
 RUN = 12

@@ -19,13 +19,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from omop_gpt.evaluation.auroc import auroc, interval, person_weights
+from omop_gpt.evaluation.cohorts import HOLDOUT
 
 if TYPE_CHECKING:
     import duckdb
 
     from omop_gpt.evaluation.results import Profile, Results
 
-REAL = "holdout"
 CONCEPTS = 200
 FOLDS = 3
 LEAST_PERSONS = 30  # of each side, below which nothing is said
@@ -140,7 +140,7 @@ def persons_per_side(con: duckdb.DuckDBPyConnection, candidate: str, most: int) 
     counts = con.execute(
         "select count(*) filter (cohort = ?), count(*) filter (cohort = ?) "
         "from evaluation_private.person_summaries",
-        [REAL, candidate],
+        [HOLDOUT, candidate],
     ).fetchone()
     return min(*counts, most)
 
@@ -163,7 +163,7 @@ def load(
         from evaluation_private.person_summaries
         where cohort in (?, ?) and person_order <= ?
         """,
-        [candidate, REAL, candidate, persons],
+        [candidate, HOLDOUT, candidate, persons],
     )
     table = con.execute("from compared_persons order by row").fetchnumpy()
     numbers = [

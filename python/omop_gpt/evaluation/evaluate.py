@@ -28,7 +28,14 @@ from omop_gpt.evaluation import (
     utility,
 )
 from omop_gpt.evaluation.anchors import make_anchors
-from omop_gpt.evaluation.cohorts import SCHEMA, SYNTHETIC, make_cohorts
+from omop_gpt.evaluation.cohorts import (
+    CALIBRATION,
+    HOLDOUT,
+    IDEAL,
+    SCHEMA,
+    SYNTHETIC,
+    make_cohorts,
+)
 from omop_gpt.evaluation.datacard import write_data_card
 from omop_gpt.evaluation.report import write_report
 from omop_gpt.evaluation.results import PROFILES, Profile, Results
@@ -242,7 +249,7 @@ def judge(
     add_to_scorecard(con, run, rows)
     cohorts = [name for name in (SYNTHETIC, *profile.anchors) if name in sizes]
     judged = gate_rows(results.metrics, gates, cohorts)
-    least = min(sizes.get(name, 0) for name in ("holdout", "ideal", "calibration"))
+    least = min(sizes.get(name, 0) for name in (HOLDOUT, IDEAL, CALIBRATION))
     return {
         "run": dict(run),
         "versions": versions(),

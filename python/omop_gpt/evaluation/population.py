@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from omop_gpt.evaluation.cohorts import HOLDOUT, TRAIN
 from omop_gpt.evaluation.distances import identity_r2, total_variation
 from omop_gpt.grammar import read_csv
 from omop_gpt.warehouse import project_folder
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 Add = Callable[..., None]  # (name, value, stratum="all")
 Concept = tuple[str, int]  # source_table, concept_id
 
-REAL = "holdout"
 COMPARED = 0.002  # concepts of at least this share of persons, in either cohort
 COMMON = 0.005  # those whose ratio of shares is looked at
 FREQUENT = 0.01  # those whose absolute differences are averaged
@@ -62,7 +62,7 @@ def measure(
     query = (
         "select count(*) from evaluation_private.population_persons where cohort = ?"
     )
-    sizes = [con.execute(query, [name]).fetchone()[0] for name in (REAL, candidate)]
+    sizes = [con.execute(query, [name]).fetchone()[0] for name in (HOLDOUT, candidate)]
 
     def add(name: str, value: float | None, stratum: str = "all") -> None:
         value = np.nan if value is None else value
@@ -95,7 +95,7 @@ def concept_counts(
         group by 1, 2
         order by 1, 2
     """
-    rows = con.execute(query, {"real": REAL, "ours": candidate}).fetchall()
+    rows = con.execute(query, {"real": HOLDOUT, "ours": candidate}).fetchall()
     counts = np.array([row[2:] for row in rows], float).reshape(-1, 2).T
     return [row[:2] for row in rows], counts
 
@@ -181,7 +181,7 @@ def measure_subgroups(
         where cohort in ($real, $ours)
         order by 1
     """
-    rows = con.execute(query, {"real": REAL, "ours": candidate}).fetchall()
+    rows = con.execute(query, {"real": HOLDOUT, "ours": candidate}).fetchall()
     for stratum, side, *concept, share, size in rows:
         found.setdefault(stratum, np.zeros(shares.shape))
         found[stratum][int(side), place[tuple(concept)]] = share
@@ -273,7 +273,7 @@ def cell_counts(
         having sum(reals) > 0 and sum(ours) > 0
         order by 1
     """
-    rows = con.execute(query, {"real": REAL, "ours": candidate}).fetchall()
+    rows = con.execute(query, {"real": HOLDOUT, "ours": candidate}).fetchall()
     return {stratum: np.array(counts, float) for stratum, *counts in rows}
 
 
@@ -295,8 +295,8 @@ def measure_pairs(
         order by persons desc, source_table, concept_id
         limit ?
     """
-    concepts = con.execute(query, [REAL, TOP]).fetchall()
-    real, ours = (pair_counts(con, name, concepts) for name in (REAL, candidate))
+    concepts = con.execute(query, [HOLDOUT, TOP]).fetchall()
+    real, ours = (pair_counts(con, name, concepts) for name in (HOLDOUT, candidate))
     size = len(concepts)
     upper = np.triu(np.ones((size, size), bool), 1)
     apart = ~np.eye(size, dtype=bool)
@@ -461,7 +461,7 @@ def measure_values(
         having count(distinct cohort) = 2
         order by 1, 2, 3
     """
-    cohorts = {"real": REAL, "ours": candidate}
+    cohorts = {"real": HOLDOUT, "ours": candidate}
     drawn = []
     rows = con.execute(query, {**cohorts, "least": LEAST_ROWS}).fetchall()
     for table, concept_id, unit, real, ours, deviation in rows:
@@ -559,7 +559,7 @@ def measure_counts(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> 
     """
 
     def histograms(measure: str) -> list[tuple[Any, list[np.ndarray]]]:
-        names = {"real": REAL, "ours": candidate, "measure": measure}
+        names = {"real": HOLDOUT, "ours": candidate, "measure": measure}
         rows = con.execute(query, names).fetchall()
         return [
             (key, [np.array(column, float) for column in row]) for key, *row in rows
@@ -681,7 +681,7 @@ def exclusive_pairs(
         order by 1
     """
     genders = [gender for (gender,) in con.execute(query).fetchall()]
-    has = concept_matrix(con, "train", concepts, genders)
+    has = concept_matrix(con, TRAIN, concepts, genders)
     together = (has.T @ has).toarray()
     persons = np.diagonal(together)
     expected = np.outer(persons, persons) / max(has.shape[0], 1)
@@ -724,7 +724,7 @@ def measure_effects(
     intervals overlap. Returns a picture.
     """
     pairs = effect_pairs(con)
-    real, ours = (log_odds_ratios(con, name, pairs) for name in (REAL, candidate))
+    real, ours = (log_odds_ratios(con, name, pairs) for name in (HOLDOUT, candidate))
     known = np.isfinite(real).all(axis=1) & np.isfinite(ours).all(axis=1)
     x, y = real[known, 0], ours[known, 0]
     is_line = len(x) >= 3 and np.var(x) > 0
@@ -765,7 +765,7 @@ def effect_pairs(con: duckdb.DuckDBPyConnection) -> list[tuple[Concept, Concept]
         limit ?
     """
     concepts = con.execute(query, [TOP]).fetchall()
-    size, found = person_concepts(con, "train", concepts)
+    size, found = person_concepts(con, TRAIN, concepts)
     first = np.full((len(concepts), size), NEVER)
     first[found["position"], found["person"]] = found["first"]
     persons = np.count_nonzero(first < NEVER, axis=1)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from omop_gpt.evaluation.auroc import interval, person_weights
-from omop_gpt.evaluation.cohorts import REAL
+from omop_gpt.evaluation.cohorts import CALIBRATION, HOLDOUT, REAL, TRAIN
 from omop_gpt.evaluation.copies import (
     combined,
     measure_exact_copies,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from omop_gpt.evaluation.results import Profile, Results
 
-MEMBERS, OTHERS, CALIBRATION = "train", "holdout", "calibration"
+MEMBERS, OTHERS = TRAIN, HOLDOUT
 KNOWN_CONDITIONS = 8  # that an attacker knows of a target
 RARE = 0.01  # share of real persons below which a condition is rare
 TELLING = 0.1  # share below which sharing a concept tells something

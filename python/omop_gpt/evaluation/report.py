@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from omop_gpt.evaluation.cohorts import SYNTHETIC
-from omop_gpt.evaluation.scorecard import FIDELITY_WORST, IDEAL, LEAST_PERSONS, WORST
+from omop_gpt.evaluation.cohorts import HOLDOUT, IDEAL, SYNTHETIC
+from omop_gpt.evaluation.scorecard import FIDELITY_WORST, LEAST_PERSONS, WORST
 
 if TYPE_CHECKING:
     import duckdb
     from matplotlib.figure import Figure
 
 SMALL_CELL = 11
-REAL = "holdout"
 COLORS = {
-    REAL: "#333333",
+    HOLDOUT: "#333333",
     SYNTHETIC: "#1769aa",
     IDEAL: "#2e7d32",
     "copy": "#c62828",
@@ -121,10 +120,20 @@ def new_figure(columns: int = 1, rows: int = 1, height: float = 3.2) -> tuple:
     return figure, axes
 
 
+def small_multiples(count: int, height: float) -> tuple[Figure, list]:
+    """Start a figure of so many small pictures, four in a row."""
+    figure, axes = new_figure(4, -(-count // 4), height=height)
+    for axis in axes.flat[:count]:
+        axis.tick_params(labelsize=7)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, list(axes.flat[:count])
+
+
 def draw_pyramid(source: Source) -> Figure | None:
     """Age at first visit by sex: bars real, lines synthetic."""
     (persons,) = source.rows(
-        "select count(*) from evaluation_private.persons where cohort = ?", REAL
+        "select count(*) from evaluation_private.persons where cohort = ?", HOLDOUT
     )[0]
     # bands that hold enough real persons to be drawn
     years = 5 if persons >= 2_000 else 10 if persons >= 500 else 20
@@ -138,15 +147,15 @@ def draw_pyramid(source: Source) -> Figure | None:
         group by 1, 2, 3
         order by 3
         """,
-        REAL, SYNTHETIC,
+        HOLDOUT, SYNTHETIC,
     )  # fmt: skip
     genders = sorted(
-        {row[1] for row in rows if row[0] == REAL and row[3] >= SMALL_CELL}
+        {row[1] for row in rows if row[0] == HOLDOUT and row[3] >= SMALL_CELL}
     )
     names = {8507: "men", 8532: "women"}
     figure, axes = new_figure(max(len(genders), 1))
     for axis, gender in zip(axes[0], genders):
-        real = [r for r in rows if r[:2] == (REAL, gender) and r[3] >= SMALL_CELL]
+        real = [r for r in rows if r[:2] == (HOLDOUT, gender) and r[3] >= SMALL_CELL]
         ours = [r for r in rows if r[:2] == (SYNTHETIC, gender)]
         axis.bar(
             [r[2] + years / 2 for r in real], [r[4] for r in real], 0.9 * years,
@@ -180,7 +189,7 @@ def draw_prevalence(source: Source) -> Figure | None:
         group by 1, 2, 3, 4, 5
         order by r.source_table, r.concept_id
         """,
-        SYNTHETIC, REAL, SMALL_CELL,
+        SYNTHETIC, HOLDOUT, SMALL_CELL,
     )  # fmt: skip
     if not found:
         return None
@@ -262,7 +271,7 @@ def draw_histograms(source: Source) -> Figure | None:
     }
     figure, axes = new_figure(len(measures))
     for axis, (measure, title) in zip(axes[0], measures.items()):
-        for cohort in (REAL, SYNTHETIC):
+        for cohort in (HOLDOUT, SYNTHETIC):
             rows = source.rows(
                 "select bin, sum(frequency) from evaluation.histograms where "
                 "cohort = ? and measure = ? "
@@ -295,12 +304,12 @@ def draw_values(source: Source) -> Figure | None:
         order by max(value_count) desc, 1, 2, 3
         limit 12
         """,
-        REAL,
+        HOLDOUT,
     )
     if not concepts:
         return None
-    figure, axes = new_figure(4, -(-len(concepts) // 4), height=2.2)
-    for axis, (table, concept, unit, name) in zip(axes.flat, concepts):
+    figure, axes = small_multiples(len(concepts), 2.2)
+    for axis, (table, concept, unit, name) in zip(axes, concepts):
         values = {
             cohort: dict(
                 source.rows(
@@ -312,19 +321,17 @@ def draw_values(source: Source) -> Figure | None:
                     cohort, table, concept, unit,
                 )
             )
-            for cohort in (REAL, SYNTHETIC)
+            for cohort in (HOLDOUT, SYNTHETIC)
         }  # fmt: skip
-        shared = sorted(values[REAL].keys() & values[SYNTHETIC].keys())
+        shared = sorted(values[HOLDOUT].keys() & values[SYNTHETIC].keys())
         axis.plot(
-            [values[REAL][q] for q in shared], [values[SYNTHETIC][q] for q in shared],
+            [values[HOLDOUT][q] for q in shared],
+            [values[SYNTHETIC][q] for q in shared],
             ".", markersize=3, color=COLORS[SYNTHETIC],
         )  # fmt: skip
-        ends = [values[REAL][q] for q in (shared[:1] + shared[-1:])]
+        ends = [values[HOLDOUT][q] for q in (shared[:1] + shared[-1:])]
         axis.plot(ends, ends, color="#888888", linewidth=1)
         axis.set_title(name[:34], fontsize=8)
-        axis.tick_params(labelsize=7)
-    for axis in axes.flat[len(concepts) :]:
-        axis.set_visible(False)
     return figure
 
 
@@ -403,8 +410,8 @@ def draw_calibration(source: Source) -> Figure | None:
     tasks = list(dict.fromkeys(row["task"] for row in rows))[:8]
     if not tasks:
         return None
-    figure, axes = new_figure(4, -(-len(tasks) // 4), height=2.3)
-    for axis, task in zip(axes.flat, tasks):
+    figure, axes = small_multiples(len(tasks), 2.3)
+    for axis, task in zip(axes, tasks):
         points = [r for r in rows if r["task"] == task and r["persons"] >= SMALL_CELL]
         axis.plot(
             [r["chance"] for r in points], [r["observed"] for r in points], "o-",
@@ -415,9 +422,6 @@ def draw_calibration(source: Source) -> Figure | None:
         )
         axis.plot([0, top], [0, top], color="#888888", linewidth=1)
         axis.set_title(task, fontsize=8)
-        axis.tick_params(labelsize=7)
-    for axis in axes.flat[len(tasks) :]:
-        axis.set_visible(False)
     return figure
 
 
@@ -427,7 +431,7 @@ def draw_gaps(source: Source) -> Figure | None:
         return None
     figure, axes = new_figure(2)
     left, right = axes[0]
-    for cohort in (REAL, SYNTHETIC):
+    for cohort in (HOLDOUT, SYNTHETIC):
         rows = source.rows(
             "select days, sum(gaps) from evaluation.gaps where cohort = ? "
             "and days >= 0 group by 1 order by 1",
@@ -458,7 +462,7 @@ def draw_transitions(source: Source) -> Figure | None:
     rows = source.rows(
         "select cohort, from_state, to_state, share, transitions "
         "from evaluation.visit_transitions where cohort in (?, ?)",
-        REAL, SYNTHETIC,
+        HOLDOUT, SYNTHETIC,
     )  # fmt: skip
     states = sorted({row[1] for row in rows} | {row[2] for row in rows})
     if not states:
@@ -466,13 +470,13 @@ def draw_transitions(source: Source) -> Figure | None:
     place = {state: number for number, state in enumerate(states)}
     grids = {cohort: np.zeros((len(states), len(states))) for cohort in COLORS}
     for cohort, before, after, part, count in rows:
-        if cohort != REAL or count >= SMALL_CELL:
+        if cohort != HOLDOUT or count >= SMALL_CELL:
             grids[cohort][place[before], place[after]] = part
     figure, axes = new_figure(3, height=3.6)
     shown = (
-        ("real", grids[REAL], "viridis", 0, 1),
+        ("real", grids[HOLDOUT], "viridis", 0, 1),
         ("synthetic", grids[SYNTHETIC], "viridis", 0, 1),
-        ("synthetic less real", grids[SYNTHETIC] - grids[REAL], "RdBu_r", -0.1, 0.1),
+        ("synthetic less real", grids[SYNTHETIC] - grids[HOLDOUT], "RdBu_r", -0.1, 0.1),
     )
     for axis, (title, grid, colors, low, high) in zip(axes[0], shown):
         image = axis.imshow(grid, cmap=colors, vmin=low, vmax=high)
@@ -490,7 +494,7 @@ def draw_repeats(source: Source) -> Figure | None:
         return None
     figure, axes = new_figure()
     axis = axes[0][0]
-    for cohort in (REAL, SYNTHETIC, *source.anchors()):
+    for cohort in (HOLDOUT, SYNTHETIC, *source.anchors()):
         rows = source.rows(
             "select visit_lag, jaccard from evaluation.lag_repeats "
             "where cohort = ? order by 1",
@@ -499,7 +503,7 @@ def draw_repeats(source: Source) -> Figure | None:
         axis.plot(
             [row[0] for row in rows], [row[1] for row in rows], "o-", markersize=4,
             color=COLORS.get(cohort), label=cohort,
-            linewidth=2 if cohort in (REAL, SYNTHETIC) else 1,
+            linewidth=2 if cohort in (HOLDOUT, SYNTHETIC) else 1,
         )  # fmt: skip
     axis.set(
         xlabel="visits later", ylabel="overlap of concepts (Jaccard)", xscale="log"
@@ -524,27 +528,24 @@ def draw_incidence(source: Source) -> Figure | None:
         order by sum(onsets) desc, 1
         limit 12
         """,
-        REAL,
+        HOLDOUT,
     )
     if not concepts:
         return None
-    figure, axes = new_figure(4, -(-len(concepts) // 4), height=2.1)
-    for axis, (concept, name) in zip(axes.flat, concepts):
-        for cohort in (REAL, SYNTHETIC):
+    figure, axes = small_multiples(len(concepts), 2.1)
+    for axis, (concept, name) in zip(axes, concepts):
+        for cohort in (HOLDOUT, SYNTHETIC):
             rows = source.rows(
                 "select age_from, rate, onsets from evaluation.onset_incidence "
                 "where cohort = ? and concept_id = ? and person_years >= 50 order by 1",
                 cohort, concept,
             )  # fmt: skip
-            rows = [r for r in rows if cohort != REAL or not 0 < r[2] < SMALL_CELL]
+            rows = [r for r in rows if cohort != HOLDOUT or not 0 < r[2] < SMALL_CELL]
             axis.plot(
                 [row[0] for row in rows], [row[1] for row in rows],
                 color=COLORS[cohort],
             )  # fmt: skip
         axis.set_title(name[:34], fontsize=8)
-        axis.tick_params(labelsize=7)
-    for axis in axes.flat[len(concepts) :]:
-        axis.set_visible(False)
     return figure
 
 
@@ -554,7 +555,7 @@ def draw_survival(source: Source) -> Figure | None:
         return None
     figure, axes = new_figure()
     axis = axes[0][0]
-    for cohort in (REAL, SYNTHETIC):
+    for cohort in (HOLDOUT, SYNTHETIC):
         rows = source.rows(
             "select years, survival, standard_error from evaluation.survival "
             "where cohort = ? and axis = 'age' and at_risk >= ? order by 1",
@@ -581,7 +582,7 @@ def draw_seasons(source: Source) -> Figure | None:
         return None
     figure, axes = new_figure()
     axis = axes[0][0]
-    for cohort in (REAL, SYNTHETIC):
+    for cohort in (HOLDOUT, SYNTHETIC):
         rows = source.rows(
             "select event_month, sum(occurrences) from evaluation.seasonality "
             "where cohort = ? group by 1 order by 1",
@@ -620,7 +621,7 @@ def draw_membership(source: Source) -> Figure | None:
     )  # fmt: skip
     left.legend(fontsize=8)
     rows = source.curve("nearest_distances", SYNTHETIC)
-    for side, color in (("train", COLORS["copy"]), ("holdout", COLORS[REAL])):
+    for side, color in (("train", COLORS["copy"]), ("holdout", COLORS[HOLDOUT])):
         right.plot(
             [row[side] for row in rows], [row["share"] for row in rows], color=color,
             label=f"to {side}",
@@ -640,7 +641,7 @@ def draw_copies(source: Source) -> Figure | None:
         return None
     figure, axes = new_figure()
     axis = axes[0][0]
-    for side, color in (("train", COLORS["copy"]), ("holdout", COLORS[REAL])):
+    for side, color in (("train", COLORS["copy"]), ("holdout", COLORS[HOLDOUT])):
         axis.plot(
             [row["length"] for row in rows], [row[f"share_{side}"] for row in rows],
             "o-", color=color, label=f"in the {side}",
@@ -845,7 +846,7 @@ def header(report: Mapping[str, Any]) -> str:
     return (
         "<h1>Synthetic patients, judged</h1>"
         f"<p>{persons.get(SYNTHETIC, 0):,} synthetic persons beside "
-        f"{persons.get(REAL, 0):,} real ones whom the model never saw; trained on "
+        f"{persons.get(HOLDOUT, 0):,} real ones whom the model never saw; trained on "
         f"{persons.get('train', 0):,}. Model "
         f"{escape(run['model'][:16] or 'not named')}, profile {run['profile']}, "
         f"run {run['run_id']}.</p>"

@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from omop_gpt.evaluation.cohorts import SYNTHETIC
+from omop_gpt.evaluation.cohorts import IDEAL, SYNTHETIC
 from omop_gpt.evaluation.results import Metric
 
 if TYPE_CHECKING:
     import duckdb
 
-IDEAL = "ideal"
 # of the holdout and of each half of the reserve, below which nothing is judged
 LEAST_PERSONS = 1_000
 # which anchor a family's score counts to: 0 is the ideal, 1 is this one

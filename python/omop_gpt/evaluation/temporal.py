@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse, stats
 
+from omop_gpt.evaluation.cohorts import HOLDOUT, TRAIN
 from omop_gpt.evaluation.distances import identity_r2, ks, total_variation, w1
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 Add = Callable[..., None]  # (name, value, stratum="all")
 
-REAL = "holdout"
 LEAST_GAPS = 200  # of a rank band, on both sides
 LEAST_PERSONS = 50  # whose histories' lengths are compared
 LEAST_VISITS = 500  # of a type, whose next states are compared
@@ -115,7 +115,7 @@ def paired_counts(
         having least(sum(reals), sum(ours)) >= $least
         order by 1
     """
-    asked = {"real": REAL, "ours": candidate, "least": least}
+    asked = {"real": HOLDOUT, "ours": candidate, "least": least}
     rows = con.execute(query, asked).fetchall()
     for stratum, keys, *counts in rows:
         yield stratum, np.array(keys), np.array(counts, float)
@@ -152,7 +152,7 @@ def measure_gaps(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> No
         order by visit_number
     """
     memory, between = np.full((2, 2), np.nan)
-    for side, cohort in enumerate((REAL, candidate)):
+    for side, cohort in enumerate((HOLDOUT, candidate)):
         rows = con.execute(query, [cohort]).fetchnumpy()
         person, days = (np.asarray(rows[name]) for name in ("person_number", "days"))
         memory[side] = gap_memory(person, days)
@@ -229,7 +229,7 @@ def measure_next_visits(
     holdout's most frequent ones.
     """
     (pairs, real), (our_pairs, ours) = (
-        next_visit_counts(con, cohort) for cohort in (REAL, candidate)
+        next_visit_counts(con, cohort) for cohort in (HOLDOUT, candidate)
     )
     add("next_visit_pair_r2", identity_r2(pairs, our_pairs))
     known = ~np.isnan(real + ours)
@@ -374,7 +374,7 @@ def measure_repeats(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) ->
     """
     real, ours = (
         dict(con.execute(query, [cohort, LEAST_GAPS]).fetchall())
-        for cohort in (REAL, candidate)
+        for cohort in (HOLDOUT, candidate)
     )
     lags = [lag for lag in LAGS if lag in real and lag in ours]
     add("lag_5_jaccard", ours.get(5))
@@ -419,7 +419,7 @@ def measure_onsets(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> 
             ours.onsets >= $least and real.onsets >= $least
             and ours.rate > 0 and real.rate > 0
     """
-    asked = {"ours": candidate, "real": REAL, "least": LEAST_ONSETS}
+    asked = {"ours": candidate, "real": HOLDOUT, "least": LEAST_ONSETS}
     add("incidence_log_ratio", con.execute(query, asked).fetchone()[0])
 
 
@@ -462,7 +462,7 @@ def survival_curves(
     """
     sides = [
         np.array(con.execute(query, [cohort, axis]).fetchall(), int).reshape(-1, 3)
-        for cohort in (REAL, candidate)
+        for cohort in (HOLDOUT, candidate)
     ]
     days = np.unique(np.concatenate([side[:, 0] for side in sides]))
     at_risk, deaths = np.zeros((2, 2, len(days)))
@@ -496,7 +496,7 @@ def measure_checks(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> 
         group by 1
         order by 1
     """
-    rows = con.execute(query, {"real": REAL, "ours": candidate}).fetchall()
+    rows = con.execute(query, {"real": HOLDOUT, "ours": candidate}).fetchall()
     known = [row for row in rows if None not in row]
     excess = [max(ours - real, 0) for _, ours, real in known]
     add("time_violation_excess", max(excess, default=None))
@@ -539,7 +539,7 @@ def measure_trend(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> N
     shares, which count by their year. Besides, the total variation of visits by year.
     """
     trained, real, ours = (
-        year_counts(con, candidate, cohort) for cohort in ("train", REAL, candidate)
+        year_counts(con, candidate, cohort) for cohort in (TRAIN, HOLDOUT, candidate)
     )
     year_visits = np.array([side[1] for side in (real, ours)])
     known = (year_visits >= LEAST_OF_YEAR).all(axis=0)
@@ -591,7 +591,7 @@ def year_counts(
         group by visit_year
         order by visit_year
     """
-    asked = {"cohort": cohort, "real": REAL, "ours": candidate}
+    asked = {"cohort": cohort, "real": HOLDOUT, "ours": candidate}
     rows = con.execute(query, asked).fetchall()
     visits = np.array([row[0] for row in rows], float).reshape(len(rows), -1).T
     return visits, np.array([row[1] for row in rows], float)
@@ -620,7 +620,7 @@ def measure_order(
     any order, so pairs must go beyond that: the ORDERED pairs whose share exceeds most,
     in standard errors, the one that a person's events in random order would have.
     """
-    first, both, by_chance = first_counts(con, REAL)
+    first, both, by_chance = first_counts(con, HOLDOUT)
     our_first, our_both, _ = first_counts(con, candidate)
     with np.errstate(invalid="ignore", divide="ignore"):
         share, our_share = first / both, our_first / our_both

@@ -26,13 +26,13 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from omop_gpt.evaluation.auroc import auroc, interval, person_weights
+from omop_gpt.evaluation.cohorts import HOLDOUT, TRAIN
 
 if TYPE_CHECKING:
     import duckdb
 
     from omop_gpt.evaluation.results import Profile, Results
 
-TRAIN, TEST = "train", "holdout"
 MODELS = ("logistic", "boosting")
 CONCEPTS = 500  # the most frequent of the training patients
 SELECTED = 100  # columns that boosting reads: by the F statistic in its training rows
@@ -509,7 +509,7 @@ def make_reference(con: duckdb.DuckDBPyConnection, profile: Profile) -> Referenc
     races = np.ma.filled(races, 0)
     limit = TRAINING_ROWS.get(profile.name, TRAINING_ROWS["standard"])
     persons, train = load(con, TRAIN, limit, races)
-    _, test = load(con, TEST, limit, races)
+    _, test = load(con, HOLDOUT, limit, races)
     learners = {}
     for task in sorted(train.keys() & test.keys()):
         enough = [
