@@ -593,6 +593,8 @@ def year_counts(
     """
     asked = {"cohort": cohort, "real": HOLDOUT, "ours": candidate}
     rows = con.execute(query, asked).fetchall()
+    if not rows:  # too few persons for any concept to be counted
+        return np.zeros((0, 0)), np.zeros(0)
     visits = np.array([row[0] for row in rows], float).reshape(len(rows), -1).T
     return visits, np.array([row[1] for row in rows], float)
 

@@ -10,7 +10,15 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from omop_gpt.simulation.draws import Draws
-from omop_gpt.simulation.knowledge import MISSING, NEVER, Care, Knowledge, Measurement
+from omop_gpt.simulation.knowledge import (
+    MISSING,
+    NEVER,
+    Care,
+    Condition,
+    Knowledge,
+    Measurement,
+)
+from omop_gpt.simulation.mechanisms import creatinine
 from omop_gpt.simulation.patients import People, make_people
 from omop_gpt.simulation.visits import (
     EMERGENCY,
@@ -70,6 +78,7 @@ class Clinic:
         self.draws = Draws(seed)
         self.schedule = Schedule(knowledge, self.draws)
         self.concepts = np.array([care.concept_id for care in knowledge.care])
+        self.trends = {trend.condition: trend for trend in knowledge.trends}
         self.visits_before = 0  # so that ids run on from block to block
 
     def block(self, index: np.ndarray) -> dict[str, Table]:
@@ -101,8 +110,17 @@ class Clinic:
             if condition.course == "chronic":
                 onset = people.onset[visits.person[at], condition.index]
                 since = visits.start[at] - onset
+            line = self.line(people, condition, visits.person[at], since)
+            level = np.zeros(at.size)
+            if condition.index in self.trends:
+                trend = self.trends[condition.index]
+                level = trend.value(
+                    people, self.draws, visits.person[at], visits.start[at]
+                )
             for care in condition.care:
-                visit, day = self._due(people, visits, care, at, since, stay)
+                fits = _within(line, care.lines) & _within(level, care.levels)
+                given = at[fits], since[fits]
+                visit, day = self._due(people, visits, care, *given, stay)
                 parts.append((visit, day, np.full(visit.size, care.number)))
         visit, offset, care = map(np.concatenate, zip(*parts, strict=True))
         # Two conditions may ask for the same thing: it is done once a day.
@@ -124,6 +142,22 @@ class Clinic:
         )
         time = (visit * DAYS + offset) * MINUTES + minute
         return events.where(np.argsort(time, kind="stable"))
+
+    def line(
+        self,
+        people: People,
+        condition: Condition,
+        person: np.ndarray,
+        since: np.ndarray,
+    ) -> np.ndarray:
+        """Return the line of treatment, from 1, that persons are on at visits."""
+        line = np.ones(person.size, np.int64)
+        begins = np.zeros(people.index.size)  # days after the onset
+        for number, waiting in enumerate(self.knowledge.lines[condition.index], 2):
+            name = f"{condition.name}, line {number}"
+            begins = begins + waiting.days(self.draws(name, people.index))
+            line[since >= begins[person]] = number
+        return line
 
     def _due(
         self,
@@ -264,10 +298,19 @@ class Clinic:
         """Draw numbers, units and operators of one measurement."""
         index = people.index[events.person]
         age = people.age(events.person, events.day)
-        shift = measurement.female * people.is_female[events.person]
+        is_female = people.is_female[events.person]
         trait = self.draws.normal(measurement.trait, index)
-        shift += measurement.between_persons * trait
-        shift += measurement.within_person * self.draws.normal("noise", events.key)
+        own = measurement.female * is_female + measurement.between_persons * trait
+        typical = np.interp(age, *measurement.by_age)
+        for trend in self.trends.values():
+            is_made = (measurement.law, trend.measurement.law) == ("MDRD", "filtration")
+            if trend.measurement is not measurement and not is_made:
+                continue
+            begun = events.day >= trend.begins(people, events.person)
+            level = trend.value(people, self.draws, events.person, events.day)
+            level = creatinine(level, age, is_female) if is_made else level
+            typical, own = np.where(begun, level, typical), np.where(begun, 0, own)
+        shift = own + measurement.within_person * self.draws.normal("noise", events.key)
         for condition, early, late in measurement.shifts:
             there = visits.reasons[events.visit, condition]
             if condition < people.onset.shape[1]:
@@ -275,7 +318,6 @@ class Clinic:
                 shift += there * np.where(since < LATER_DAYS, early, late)
             else:
                 shift += there * early * RECOVERY**events.offset
-        typical = np.interp(age, *measurement.by_age)
         value = typical * np.exp(shift) if measurement.is_log else typical + shift
         value = np.clip(value, measurement.low, measurement.high)
         is_below = value < measurement.detection_limit
@@ -324,6 +366,13 @@ class Clinic:
             "visit_type_concept_id": np.full(age.size, RECORD),
             "discharged_to_concept_id": discharged,
         }
+
+
+def _within(values: np.ndarray, bounds: tuple[float, float] | None) -> np.ndarray:
+    """Tell which values lie from the first bound on and below the second, if any."""
+    if bounds is None:
+        return np.ones(values.size, bool)
+    return (values >= bounds[0]) & (values < bounds[1])
 
 
 def _rows(people: People, rows: np.ndarray) -> Table:

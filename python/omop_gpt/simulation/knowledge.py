@@ -10,8 +10,11 @@ import csv
 from collections import defaultdict
 from dataclasses import dataclass, field
 from importlib import resources
+from typing import Any
 
 import numpy as np
+
+from omop_gpt.simulation.mechanisms import Readmission, Survival, Trend, Waiting
 
 AGES = np.arange(111)  # years of age for which hazards are known
 SETTINGS = {"any": -1, "outpatient": 0, "emergency": 1, "inpatient": 2}
@@ -24,7 +27,7 @@ class Care:
     """One thing that may happen at a visit for a condition."""
 
     number: int
-    is_record: bool  # the condition itself
+    is_record: bool  # the condition itself, or the measurement that found it
     concept_id: int
     domain: str
     setting: int
@@ -32,6 +35,8 @@ class Care:
     line: str  # alternatives of one line fall to different persons
     persons: tuple[float, float]  # the part of the line's persons, from and below
     days: tuple[float, float]  # since the condition began, from and below
+    lines: tuple[int, int] | None  # of treatment, from and before
+    levels: tuple[float, float] | None  # of the condition's trend, from and below
     ages: tuple[float, float]  # years, from and below
     is_female: bool | None
     months: tuple[int, int]  # first and last
@@ -48,7 +53,7 @@ class Condition:
 
     index: int
     name: str
-    course: str  # chronic, acute, care or death
+    course: str  # chronic, acute or care
     hazard: np.ndarray  # (AGES,) events per year
     factors: np.ndarray  # (2,) male, female
     boosts: dict[int, float]  # index of a condition: factor while it is there
@@ -67,6 +72,7 @@ class Measurement:
 
     concept_id: int
     unit_concept_id: int
+    law: str  # filtration, or MDRD: made from it; else empty
     is_log: bool  # shifts and spreads are of the logarithm
     trait: str  # measurements of one trait are high in the same persons
     by_age: tuple[np.ndarray, np.ndarray]  # ages in years, typical values
@@ -113,12 +119,17 @@ class Knowledge:
         for row in rows:
             if row["concept"]:
                 self._add_care(row | {"share": row["recorded"]}, is_record=True)
+        measurements = read("measurements")
+        trends = {row["condition"]: row for row in read("trends")}
         taken: dict[str, float] = defaultdict(float)
         for row in read("care"):
             line = f"{row['condition']}, {row['line'] or len(self.care)}"
             low = taken[line]
             taken[line] += _number(row["person_share"], 1)
-            self._add_care(row, line=line, persons=(low, taken[line]))
+            trend = trends.get(row["condition"], {"drives": ""})
+            finds = trend["drives"] and trend["measurement"] == row["concept"]
+            persons = (low, taken[line])
+            self._add_care(row, is_record=bool(finds), line=line, persons=persons)
         shifts = defaultdict(list)
         for row in read("shifts"):
             shift = float(row["shift"])
@@ -127,9 +138,28 @@ class Knowledge:
                 (self.index[row["condition"]], shift, later)
             )
         self.measurements = [
-            self._measurement(row, shifts[row["concept"]])
-            for row in read("measurements")
+            self._measurement(row, shifts[row["concept"]]) for row in measurements
         ]
+        self.trends = [
+            self._trend(
+                row,
+                self.measurements[
+                    [one["concept"] for one in measurements].index(row["measurement"])
+                ],
+            )
+            for row in trends.values()
+        ]
+        self.lines: dict[int, list[Waiting]] = defaultdict(list)
+        for row in read("treatment_lines"):
+            self.lines[self.index[row["condition"]]].append(
+                Waiting(
+                    scale=float(row["scale_days"]),
+                    shape=float(row["shape"]),
+                    share=float(row["share"]),
+                )
+            )
+        self.readmission = self._readmission()
+        self.survival = self._survival()
         self.follow_ups = [
             FollowUp(
                 number=number,
@@ -202,6 +232,8 @@ class Knowledge:
             ages=(_number(row["from_age"], 0), _number(row["to_age"], AGES[-1] + 1)),
             is_female={"F": True, "M": False}.get(row["sex"]),
             months=(months[0], months[1]),
+            lines=_range(row, "line", int, np.iinfo(int).max),
+            levels=_range(row, "level", float, np.inf),
             timing=row["timing"] or "first",
             days_supply=int(_number(row["days_supply"], MISSING)),
             quantity=_number(row["quantity"], np.nan),
@@ -220,6 +252,7 @@ class Knowledge:
         return Measurement(
             concept_id=self.concept_id(row["concept"]),
             unit_concept_id=self.concept_id(row["unit"]),
+            law=row["law"],
             is_log=row["shape"] == "log",
             trait=row["trait"] or row["concept"],
             by_age=_curve(row, "at_"),
@@ -237,6 +270,59 @@ class Knowledge:
             shifts=shifts,
         )
 
+    def _trend(self, row: dict[str, str], measurement: Measurement) -> Trend:
+        return Trend(
+            measurement=measurement,
+            condition=self.index[row["condition"]],
+            drives=bool(row["drives"]),
+            threshold=_number(row["threshold"], np.nan),
+            from_age=_number(row["from_age"], np.nan),
+            slope=float(row["slope"]),
+            spread=float(row["spread"]),
+            faster={
+                self.index[name]: more
+                for name, more in self._pairs(row["faster"]).items()
+            },
+            treated=float(row["treated"]),
+        )
+
+    def _readmission(self) -> Readmission:
+        rows = {row["name"]: row for row in read("readmissions")}
+        every = rows.pop("any")
+        within = float(every["within_30_days"])
+
+        def factor(share: str) -> float:
+            return float(np.log1p(-_number(share, within)) / np.log1p(-within))
+
+        younger = factor(rows.pop("younger than 65")["within_30_days"])
+        factors = np.ones(len(self.conditions))
+        same = np.full(len(self.conditions), float(every["same_reason"]))
+        for name, row in rows.items():
+            factors[self.index[name]] = factor(row["within_30_days"])
+            if row["same_reason"]:
+                same[self.index[name]] = float(row["same_reason"])
+        return Readmission(
+            waiting=Waiting.through(30, within, 90, float(every["within_90_days"])),
+            factor=factors,
+            younger=younger,
+            same=same,
+            others={
+                self.index[name]: float(row["share_of_others"])
+                for name, row in rows.items()
+                if row["share_of_others"]
+            },
+        )
+
+    def _survival(self) -> Survival:
+        values = {row["name"]: float(row["value"]) for row in read("survival")}
+        return Survival(
+            rate_60=values.pop("rate at 60"),
+            growth=values.pop("growth"),
+            infant=values.pop("first year"),
+            factors=np.array([values.pop("male"), values.pop("female")]),
+            boosts={self.index[name]: ratio for name, ratio in values.items()},
+        )
+
 
 def read(name: str) -> list[dict[str, str]]:
     """Read one of the tables, as text."""
@@ -247,6 +333,16 @@ def read(name: str) -> list[dict[str, str]]:
 
 def _number(text: str, default: float) -> float:
     return float(text) if text else default
+
+
+def _range(
+    row: dict[str, str], name: str, kind: type, default: float
+) -> tuple[Any, Any] | None:
+    """Read the columns `from_<name>` and `to_<name>`, if there is either."""
+    low, high = row[f"from_{name}"], row[f"to_{name}"]
+    if not low and not high:
+        return None
+    return kind(low or 0), kind(high) if high else default
 
 
 def _curve(row: dict[str, str], prefix: str) -> tuple[np.ndarray, np.ndarray]:

@@ -11,12 +11,12 @@ import numpy as np
 
 from omop_gpt.simulation.draws import Draws
 from omop_gpt.simulation.knowledge import AGES, NEVER, Condition, Knowledge
+from omop_gpt.simulation.mechanisms import YEAR, Survival
 
 FIRST_DAY, LAST_DAY = (
     int(np.datetime64(day).astype(np.int64)) for day in ("2005-01-01", "2023-12-31")
 )
 SHORTEST, LONGEST = 730, 5478  # days of observation
-YEAR = 365.25  # days
 BIRTH_SHARES = (0, 0.13, 0.36, 0.56, 0.74, 0.88, 1)  # born before the years below
 BIRTH_YEARS = (1925, 1940, 1955, 1970, 1985, 2000, 2021)
 RACES = {8527: 0.62, 8516: 0.15, 8515: 0.07, 8657: 0.02, 0: 0.14}
@@ -64,10 +64,15 @@ def make_people(index: np.ndarray, knowledge: Knowledge, draws: Draws) -> People
         death=np.full(index.shape, NEVER),
         onset=np.full((index.size, len(knowledge.chronic)), NEVER),
     )
+    drivers = {trend.condition: trend for trend in knowledge.trends if trend.drives}
     for condition in knowledge.chronic:
-        people.onset[:, condition.index] = _first_day(people, condition, draws)
-    death = knowledge.conditions[knowledge.index["death"]]
-    died = _first_day(people, death, draws, after=people.start)
+        if condition.index in drivers:
+            day = drivers[condition.index].passed(people, draws)
+            day = np.minimum(day, NEVER).astype(np.int64)
+        else:
+            day = _first_day(people, condition, draws)
+        people.onset[:, condition.index] = day
+    died = _first_day(people, knowledge.survival, draws, after=people.start)
     people.death = np.where(died <= people.end, died, NEVER)
     people.end = np.minimum(people.end, died)
     return people
@@ -75,19 +80,19 @@ def make_people(index: np.ndarray, knowledge: Knowledge, draws: Draws) -> People
 
 def _first_day(
     people: People,
-    condition: Condition,
+    law: Condition | Survival,
     draws: Draws,
     *,
     after: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw the day of a first event; those before `after` did not happen."""
-    hazard = np.tile(condition.hazard, (people.index.size, 1))
-    hazard *= condition.factors[people.is_female.astype(int), None]
-    for other, factor in condition.boosts.items():
+    hazard = np.tile(law.hazard, (people.index.size, 1))
+    hazard *= law.factors[people.is_female.astype(int), None]
+    for other, factor in law.boosts.items():
         onset = (people.onset[:, other] - people.birth) / YEAR
         hazard[onset[:, None] <= AGES] *= factor
     total = np.cumsum(hazard, axis=1)
-    limit = -np.log1p(-draws(f"{condition.name} begins", people.index))
+    limit = -np.log1p(-draws(f"{law.name} begins", people.index))
     rows = np.arange(people.index.size)
     if after is not None:
         age = (after - people.birth) / YEAR

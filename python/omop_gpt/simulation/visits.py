@@ -9,7 +9,8 @@ import numpy as np
 
 from omop_gpt.simulation.draws import Draws
 from omop_gpt.simulation.knowledge import NEVER, SETTINGS, Knowledge
-from omop_gpt.simulation.patients import LONGEST, YEAR, People
+from omop_gpt.simulation.mechanisms import YEAR
+from omop_gpt.simulation.patients import LONGEST, People
 
 YEARS = np.arange(2005, 2024)
 YEAR_STARTS = (YEARS - 1970).astype("datetime64[Y]").astype("datetime64[D]").astype(int)
@@ -79,7 +80,9 @@ class Schedule:
         """Bring together all reasons to be seen, and say when visits begin and end."""
         found = [self._appointments(people), *self._diagnoses(people)]
         illness = Encounters.concat(list(self._episodes(people)))
-        found += [illness, *self._follow_ups(people, illness)]
+        illness = Encounters.concat([illness, *self._follow_ups(people, illness)])
+        illness = Encounters.concat([illness, *self.readmissions(people, illness)])
+        found += [illness, self._arrivals(people, illness)]
         found += self._last_stays(people)
         return self._merge(people, Encounters.concat(found))
 
@@ -163,7 +166,11 @@ class Schedule:
             yield found.where(day >= (condition.first_year - 1970) * YEAR)
 
     def _stays(
-        self, median: float, index: np.ndarray, day: np.ndarray, setting: np.ndarray
+        self,
+        median: np.ndarray | float,
+        index: np.ndarray,
+        day: np.ndarray,
+        setting: np.ndarray,
     ) -> np.ndarray:
         """Draw the days of inpatient stays, at least one; 0 for other settings."""
         spread = np.exp(0.55 * self.draws.normal("stay", index, day))
@@ -171,7 +178,7 @@ class Schedule:
         return np.where(setting == INPATIENT, days, 0).astype(np.int64)
 
     def _follow_ups(self, people: People, illness: Encounters) -> Iterator[Encounters]:
-        """Add what comes after an episode, and the emergency room before a bed."""
+        """Add the visits that an episode brings."""
         conditions = self.knowledge.conditions
         sources = {
             one.index: [illness.where(illness.condition == one.index)]
@@ -201,14 +208,40 @@ class Schedule:
             )
             sources[rule.filed_under].append(found)
             yield found
+
+    def readmissions(self, people: People, illness: Encounters) -> Iterator[Encounters]:
+        """Let stays bring stays, which bring stays in turn."""
+        law = self.knowledge.readmission
+        stay_days = np.array([one.stay_days for one in self.knowledge.conditions])
+        stays = _apart(illness.where(illness.setting == INPATIENT))
+        while stays.person.size:
+            index, end = people.index[stays.person], stays.day + stays.stay
+            factor = law.factors(stays.condition, people.age(stays.person, end))
+            wait = law.waiting.days(self.draws("readmitted", index, end), factor)
+            again = wait <= law.DAYS
+            before, index = stays.where(again), index[again]
+            # on the day after at the earliest, else it would be one stay
+            day = end[again] + np.maximum(np.ceil(wait[again]), 1).astype(np.int64)
+            other = self.draws.choice(law.others, "readmitted for", index, day)
+            is_same = self.draws("same reason", index, day) < law.same[before.condition]
+            condition = np.where(is_same, before.condition, other)
+            stays = Encounters.of(
+                before.person,
+                day=day,
+                setting=INPATIENT,
+                condition=condition,
+                stay=self._stays(stay_days[condition], index, day, np.array(INPATIENT)),
+            ).where(day <= people.end[before.person])
+            yield stays
+
+    def _arrivals(self, people: People, illness: Encounters) -> Encounters:
+        """Put the emergency room before most beds."""
+        conditions = self.knowledge.conditions
         urgent = np.array([c.emergency_share > 0 for c in conditions])
-        every = Encounters.concat(
-            [part for parts in sources.values() for part in parts]
-        )
-        arrives = self.draws("arrives", people.index[every.person], every.day) < 0.75
-        is_urgent = (every.setting == INPATIENT) & urgent[every.condition]
-        part = every.where(arrives & is_urgent)
-        yield Encounters.of(
+        arrives = self.draws("arrives", people.index[illness.person], illness.day)
+        is_urgent = (illness.setting == INPATIENT) & urgent[illness.condition]
+        part = illness.where((arrives < 0.75) & is_urgent)
+        return Encounters.of(
             part.person, day=part.day, setting=EMERGENCY, condition=part.condition
         )
 
@@ -310,6 +343,15 @@ class Schedule:
         visits.start_minute = np.select(settings, [arrives, admitted], 0)
         visits.end_minute = np.select(settings, [leaves, discharged], 0)
         visits.end = np.where(is_emergency & overnight, end + 1, end)
+
+
+def _apart(stays: Encounters) -> Encounters:
+    """Leave out stays that begin within another of the same person."""
+    order = np.lexsort((stays.day, stays.person))
+    stays = stays.where(order)
+    place = stays.person * SPAN + stays.day
+    reach = np.maximum.accumulate(place + stays.stay)
+    return stays.where(np.concatenate([[True], place[1:] > reach[:-1]])[: place.size])
 
 
 def _workday(day: np.ndarray) -> np.ndarray:
