@@ -839,6 +839,20 @@ def test_too_few_rows_are_no_number(con):
         assert told == (few if cohort == "few" else set())
 
 
+def test_where_no_concept_is_counted_there_is_no_trend():
+    con = duckdb.connect()
+    con.execute("create schema evaluation")
+    con.execute(
+        "create table evaluation.calendar_trend (cohort varchar, source_table varchar, "
+        "concept_id bigint, visit_year integer, visits bigint, year_visits bigint)"
+    )
+    told = {}
+    temporal.measure_trend(con, "other", told.__setitem__)
+    assert told == dict.fromkeys(
+        ("calendar_tv", "calendar_trend_r", "calendar_trend_gap")
+    )
+
+
 def test_of_a_large_cohort_a_sample_is_looked_at(con):
     query = "select cohort, count(*), count(distinct person_number) "
     query += "from evaluation_private.temporal_persons group by 1"
