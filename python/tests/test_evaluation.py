@@ -57,11 +57,9 @@ def test_no_person_is_in_what_leaves(loop):
     assert not [pair for pair in columns if pair[1] in ("person_id", "visit_order")]
 
 
-@pytest.fixture(scope="module")
-def judged(tmp_path_factory) -> dict:
-    """What all anchors come to, on 4,000 patients and others of the same process."""
-    root = tmp_path_factory.mktemp("anchors")
-    for name, count, seed in (("source", 4_000, 1), ("other", 2_800, 2)):
+def judge(root, patients: int, others: int, anchors: tuple[str, ...]) -> dict:
+    """Judge simulated patients beside others of the same process."""
+    for name, count, seed in (("source", patients, 1), ("other", others, 2)):
         simulate(
             SimulateConfig(
                 output_folder=str(root / name), num_of_patients=count, seed=seed
@@ -70,7 +68,7 @@ def judged(tmp_path_factory) -> dict:
     encode(
         EncodeConfig(input_folder=str(root / "source"), output_folder=str(root / "W"))
     )
-    profile = dataclasses.replace(PROFILES["smoke"], anchors=PROFILES["full"].anchors)
+    profile = dataclasses.replace(PROFILES["smoke"], anchors=anchors)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(step.PROFILES, "smoke", profile)
         step.evaluate(
@@ -83,6 +81,19 @@ def judged(tmp_path_factory) -> dict:
         )
     page = (root / "report" / "index.html").read_text()
     return json.loads((root / "report" / "metrics.json").read_text()) | {"page": page}
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory) -> dict:
+    """What all anchors come to, on 4,000 patients and others of the same process."""
+    root = tmp_path_factory.mktemp("anchors")
+    return judge(root, 4_000, 2_800, PROFILES["full"].anchors)
+
+
+def test_of_a_handful_of_patients_nothing_is_certified(tmp_path):
+    report = judge(tmp_path, 12, 12, PROFILES["smoke"].anchors)
+    assert report["verdict"]["outcome"] != "passed"
+    assert report["persons"]["synthetic"] == 12
 
 
 def test_every_picture_is_drawn(judged):

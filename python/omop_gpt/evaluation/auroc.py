@@ -32,8 +32,10 @@ def auroc(
 
 def person_weights(persons: int, samples: int, seed: int) -> np.ndarray:
     """How often each person is drawn into each bootstrap sample: (samples, persons)."""
+    if not persons:
+        return np.zeros((samples, 0), np.float32)
     rng = np.random.default_rng(seed)
-    shares = np.full(persons, 1 / max(persons, 1))
+    shares = np.full(persons, 1 / persons)
     return rng.multinomial(persons, shares, size=samples).astype(np.float32)
 
 
