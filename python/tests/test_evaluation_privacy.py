@@ -834,6 +834,12 @@ def test_the_attack_runs_a_model(tmp_path):
     assert metrics["model_loss_gap"].value == pytest.approx(
         np.mean(others) - np.mean(members), rel=1e-4, abs=1e-5
     )
+    for file in (folder / "holdout").glob("*.parquet"):
+        file.unlink()
+    nobody = Results()
+    privacy.measure_model(duckdb.connect(), model, tmp_path, PROFILE, nobody)
+    assert {m.name for m in nobody.metrics} == set(metrics)
+    assert all(np.isnan(m.value) and m.n == 0 for m in nobody.metrics)
 
 
 @pytest.mark.parametrize("kept", ["nothing", "no holdout", "no candidate"])
