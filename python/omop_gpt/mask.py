@@ -1,9 +1,10 @@
 """The mask: which tokens may come next, so that every sample is a whole history.
 
 Three facts decide: the grammar's transitions, the values that training has after an
-event, and the cursor, a day per row that stays inside the dates of training. Then come
-rules that can be switched on, each of which is counted. Knows nothing of the model; all
-state is in tensors of one row per slot.
+event, and the cursor, a day per row that stays inside the dates of training and does
+not go back beyond the year of birth. Then come rules that can be switched on, each of
+which is counted. Knows nothing of the model; all state is in tensors of one row per
+slot.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import torch
 from omop_gpt.grammar import Grammar, day_of
 from omop_gpt.step import InputError
 
-FAR = 1 << 20  # a distance to [EOS] that no state has
+FAR = 1 << 20  # a distance to [EOS] that no state has, and a day long ago
+LARGEST_STEP = 31  # days; a window of dates must not be narrower than a step
 # what is known of each row: (B,) int64
 COUNTERS = (
-    "state", "cursor", "end_cursor", "event_row", "gender_row", "count", "limit",
+    "state", "year", "born", "cursor", "end_cursor", "event_row", "gender_row", "count",
+    "limit",
 )  # fmt: skip
 
 
@@ -126,6 +129,15 @@ class Mask:
         ]
         self.january = tensor(january, torch.long)
         self.is_year = tensor(years, torch.bool)
+        ages = grammar.has_kind("age")
+        self.is_age = tensor(ages, torch.bool)
+        self.number = tensor(np.where(years | ages, grammar.number, 0), torch.long)
+        # January 1 of every year in which somebody can be born, from the first on
+        year, age = grammar.number[years], grammar.number[ages]
+        self.first_year = int(min(year, default=0) - max(age, default=0))
+        births = range(self.first_year, int(max(year, default=0)) + 1)
+        births = [day_of(f"{n:04d}-01-01") for n in births]
+        self.births = tensor(np.array(births), torch.long)
         self.is_move = tensor(moves, torch.bool)
         self.is_end = tensor(ends, torch.bool)
         self.is_event = tensor(grammar.has_kind("event"), torch.bool)
@@ -147,7 +159,9 @@ class Mask:
     def open(self, rows: int) -> None:
         """Start so many rows, each with nothing written."""
         for name in COUNTERS:
-            value = {"state": self.start, "limit": self.max_tokens}.get(name, 0)
+            value = {
+                "state": self.start, "limit": self.max_tokens, "born": -FAR,
+            }.get(name, 0)  # fmt: skip
             row = torch.full((rows,), value, dtype=torch.long, device=self.device)
             setattr(self, name, row)
 
@@ -161,6 +175,11 @@ class Mask:
         start = self.january[written].sum()  # of the one year that it has
         self.state[row] = int(self.grammar.walk(history)[-1])
         self.cursor[row] = start + moves.sum()
+        self.year[row] = (self.number[written] * self.is_year[written]).sum()
+        self.born[row] = -FAR
+        if bool(self.is_age[written].any()):
+            age = (self.number[written] * self.is_age[written]).sum()
+            self.born[row] = self.births[self.year[row] - age - self.first_year]
         self.gender_row[row] = self.gender_row_of[written].sum()  # of one gender
         self.end_cursor[row] = self.event_row[row] = 0
         events = self.is_event[written].nonzero()[:, 0]
@@ -213,6 +232,8 @@ class Mask:
             if window is None:
                 continue
             first, last = window
+            born = self.born.clamp(max=last - LARGEST_STEP)[:, None]
+            first = born.clamp(min=first)
             day = (self.end_cursor if group.from_end else self.cursor)[:, None]
             tokens[:, group.run] &= (day + group.furthest >= first) & (
                 day + group.nearest <= last
@@ -223,13 +244,19 @@ class Mask:
         days = self.days[token_ids]
         event = self.is_event[token_ids]
         cursor = self.cursor + days * self.is_move[token_ids]
-        cursor = torch.where(self.is_year[token_ids], self.january[token_ids], cursor)
+        is_year, number = self.is_year[token_ids], self.number[token_ids]
+        cursor = torch.where(is_year, self.january[token_ids], cursor)
+        year = torch.where(is_year, number, self.year)
+        birth = (year - number - self.first_year).clamp(0, len(self.births) - 1)
+        born = torch.where(self.is_age[token_ids], self.births[birth], self.born)
         end_cursor = torch.where(
             event, cursor, self.end_cursor + days * self.is_end[token_ids]
         )
         event_row = torch.where(event, self.row_of_event[token_ids], self.event_row)
         state = self.next_state[self.state, token_ids]
         self.state = torch.where(rows, state, self.state)
+        self.year = torch.where(rows, year, self.year)
+        self.born = torch.where(rows, born, self.born)
         self.cursor = torch.where(rows, cursor, self.cursor)
         self.end_cursor = torch.where(rows, end_cursor, self.end_cursor)
         self.event_row = torch.where(rows, event_row, self.event_row)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import EVENTS, FACTS, SEEDS, make_grammar
 from omop_gpt.grammar import Grammar, day_of
-from omop_gpt.mask import FAR, Mask, completions, distances, more_days
+from omop_gpt.mask import FAR, LARGEST_STEP, Mask, completions, distances, more_days
 from omop_gpt.step import InputError
 
 EVERYONE: dict[str, int] = {}  # no token is rare
@@ -88,7 +88,8 @@ def check(
         day_of(grammar.facts[name])
         for name in ("first_date", "last_date", "last_end_date")
     )
-    cursor = end = event = gap = 0
+    cursor = end = event = gap = year = 0
+    born = first
     dated = False
     for token_id, name, state in zip(history, names, states[1:], strict=True):
         role = grammar.kind_rows[grammar.kind[token_id]]["role"]
@@ -100,7 +101,11 @@ def check(
         else:
             gap = 0
         if name == "year":
-            cursor = day_of(f"{grammar.number[token_id]}-01-01")
+            year = grammar.number[token_id]
+            cursor = day_of(f"{year}-01-01")
+        elif name == "age":
+            born = day_of(f"{year - grammar.number[token_id]}-01-01")
+            born = max(first, min(born, last - LARGEST_STEP))
         elif role in ("gap", "move"):
             cursor += days
             dated = is_complete
@@ -115,7 +120,7 @@ def check(
                 assert cursor + max(grammar.number[token_id] - 1, 0) <= last_end
         if role in ("event", "value"):
             assert grammar.train_persons[token_id] >= min_persons
-        assert not dated or first <= cursor <= last
+        assert not dated or born <= cursor <= last
 
 
 CASES = {
