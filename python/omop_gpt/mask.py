@@ -131,11 +131,13 @@ class Mask:
         self.is_year = tensor(years, torch.bool)
         ages = grammar.has_kind("age")
         self.is_age = tensor(ages, torch.bool)
+        self.ages = one_run(ages)
         self.number = tensor(np.where(years | ages, grammar.number, 0), torch.long)
         # January 1 of every year in which somebody can be born, from the first on
         year, age = grammar.number[years], grammar.number[ages]
         self.first_year = int(min(year, default=0) - max(age, default=0))
-        births = range(self.first_year, int(max(year, default=0)) + 1)
+        last_year = int(max(year, default=0) - min(age, default=0))
+        births = range(self.first_year, max(last_year, self.first_year) + 1)
         births = [day_of(f"{n:04d}-01-01") for n in births]
         self.births = tensor(np.array(births), torch.long)
         self.is_move = tensor(moves, torch.bool)
@@ -204,6 +206,7 @@ class Mask:
         [EOS] is left.
         """
         known = self.known[self.state]
+        self._keep_births(known)
         self._keep_dates(known, asked=False)
         known[:, self.values] &= self.known_pairs[self.event_row]
         before = {"rare": known}
@@ -224,6 +227,21 @@ class Mask:
             shortest = after == after.min(dim=-1, keepdim=True).values
             allowed = allowed & (shortest | ~ending[:, None])
         return allowed, before, ending
+
+    def _keep_births(self, tokens: torch.Tensor) -> None:
+        """Take ages away by which a person is born after the dates of training.
+
+        Where training has no other, they stay.
+        """
+        births = self.births[
+            (self.year[:, None] - self.number[self.ages] - self.first_year).clamp(
+                0, len(self.births) - 1
+            )
+        ]
+        last = torch.clamp(self.cursor, min=self.grammar.last_day)
+        kept = tokens[:, self.ages] & (births <= last[:, None])
+        has_one = kept.any(dim=1, keepdim=True)
+        tokens[:, self.ages] = torch.where(has_one, kept, tokens[:, self.ages])
 
     def _keep_dates(self, tokens: torch.Tensor, *, asked: bool) -> None:
         """Take away what must lead out of the dates of training, or those asked for."""

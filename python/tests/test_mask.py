@@ -105,6 +105,7 @@ def check(
             cursor = day_of(f"{year}-01-01")
         elif name == "age":
             born = day_of(f"{year - grammar.number[token_id]}-01-01")
+            assert born <= max(last, cursor)  # not after all dates
             born = max(first, min(born, last - LARGEST_STEP))
         elif role in ("gap", "move"):
             cursor += days
