@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MOST_DRAWS = 200  # more move the ends of an interval by less than its own doubt
 MOST_GROUPS = 2_000  # of persons, of both cohorts; more are not needed for a spread
 LEAST_GROUPS = 100  # of each cohort, where it has as many persons
+LEAST_DRAWS = 20  # that have a value
 TAIL = 0.025  # beyond each end of an interval
 AT_ONCE = 50  # draws in memory
 
@@ -72,10 +73,9 @@ class Draws:
     """Groups of persons of the holdout and of a candidate, drawn again and again.
 
     `con` has them as `person_groups`. `key`: the column of a person; `persons`: of each
-    cohort, ascending; `groups`: the group of each of them, the candidate's after the
-    holdout's, (persons,). `weights`: how
-    often each group is in a draw, (4, draws, groups): the holdout drawn from the
-    holdout, the candidate from the candidate; both drawn from all of them together, as
+    cohort, ascending; `groups`: the group of each, the candidate's after the holdout's.
+    `weights`: how often each group is in a draw, (4, draws, groups): the holdout drawn
+    from the holdout, the candidate from the candidate; then both from their union, as
     if they were one population.
     """
 
@@ -260,12 +260,12 @@ def interval_of(
     other side, where it is the percentile interval and too wide rather than too narrow.
     Near `equal` a bootstrap is not consistent (Andrews, Econometrica 2000), and there a
     test decides: where cohorts of one population are as far apart in more than 2.5 % of
-    draws (Romano, JASA 1988), the interval reaches to `equal`. NaN where half of the
-    draws or more have no value.
+    draws (Romano, JASA 1988), the interval reaches to `equal`. NaN where fewer than
+    LEAST_DRAWS have a value.
     """
     far, drawn, chance = (np.abs(values - equal) for values in (value, apart, pooled))
     drawn, chance = drawn[np.isfinite(drawn)], chance[np.isfinite(chance)]
-    if np.isnan(far) or min(len(drawn), len(chance)) <= len(apart) / 2:
+    if np.isnan(far) or min(len(drawn), len(chance)) < LEAST_DRAWS:
         return UNKNOWN
     reach = max(np.quantile(drawn, 1 - TAIL) - far, 0)
     low, high = max(far - reach, 0), far + reach
