@@ -92,7 +92,8 @@ class Draws:
         query = f"""
             with cells as (
                 select
-                    group_number, cast({within} as varchar) as stratum, {key} as key,
+                    group_number, coalesce(cast({within} as varchar), '') as stratum,
+                    {key} as key,
                     cast({weight} as double) as number
                 from {rows}
                 inner join person_groups using (cohort, {self.key})
