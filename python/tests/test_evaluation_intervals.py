@@ -244,6 +244,9 @@ def test_of_nobody_there_is_no_interval(con):
     con.execute("delete from persons where cohort = 'synthetic'")
     con.execute("delete from rows where cohort = 'synthetic'")
     assert kind_interval(con) == UNKNOWN
+    draws = draw(con)
+    # the statistic is not asked
+    assert draws.intervals(draws.cells("rows", "kind").counts, None) == {}
     # nor where a group of rows is too small
     put(con, histories(rng, 60), histories(rng, 90))
     assert np.isnan(kind_interval(con, least=10_000)).all()
