@@ -8,9 +8,10 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
-from omop_gpt.evaluation import population
+from omop_gpt.evaluation import intervals, population
 from omop_gpt.evaluation.results import PROFILES, Results
-from omop_gpt.warehouse import build
+from omop_gpt.grammar import read_csv
+from omop_gpt.warehouse import build, project_folder
 from scipy import optimize, stats
 from scipy.spatial.distance import jensenshannon
 
@@ -746,3 +747,19 @@ def test_too_few_persons_say_nothing_and_stop_nothing(con, found, cohort):
 def test_it_is_the_same_each_time(con, found):
     again, _ = measured(con, "other")
     np.testing.assert_equal(again, found)
+
+
+def test_intervals_are_about_the_numbers_that_have_gates(con, monkeypatch):
+    """Of the cohorts as they are, the statistic that is drawn anew is the value."""
+    monkeypatch.setattr(intervals, "interval_of", lambda value, *_: (value, value))
+    _, results = measured(con, "other")
+    names = {
+        row["metric"]
+        for row in read_csv(project_folder() / "seeds/evaluation/gates.csv")
+        if row["family"] == "fidelity"
+    }
+    found = [m for m in results.metrics if m.name in names and m.stratum == "all"]
+    assert len(found) == 8
+    for metric in found:
+        assert np.isfinite(metric.value), metric
+        assert metric.ci_low == pytest.approx(metric.value, rel=1e-6), metric

@@ -30,6 +30,7 @@ def metric(value, low=math.nan, high=math.nan, cohort="synthetic", name="m") -> 
 
 IDEAL = metric(0.05, cohort="ideal")
 LARGE_IDEAL = metric(0.2, cohort="ideal")
+PRIVACY = {"bound": "ci_high", "family": "privacy"}
 
 
 @pytest.mark.parametrize(
@@ -51,16 +52,40 @@ LARGE_IDEAL = metric(0.2, cohort="ideal")
         ({}, metric(0.25), LARGE_IDEAL, "underpowered"),
         ({}, metric(0.31), LARGE_IDEAL, "failed"),
         ({}, LARGE_IDEAL, LARGE_IDEAL, "underpowered"),
-        # with intervals
-        ({"bound": "ci_high"}, metric(0.05, 0.01, 0.09), metric(0, 0, 0.1), "passed"),
+        # fidelity with an interval: missed for sure where all of it is beyond
+        ({}, metric(0.09, 0, 0.2), IDEAL, "passed"),
+        ({}, metric(0.12, 0.09, 0.15), IDEAL, "underpowered"),
+        ({}, metric(0.13, 0.11, 0.15), IDEAL, "failed"),
+        ({}, metric(0.13, 0.11, 0.15), None, "failed"),
+        ({}, metric(0.13, 0.09, 0.15), None, "underpowered"),
+        ({"family": "utility"}, metric(0.12, 0.09, 0.15), IDEAL, "failed"),
         (
-            {"bound": "ci_high"}, metric(0.05, 0.01, 0.2), metric(0, -0.1, 0.1),
+            {"direction": "at_least", "threshold": 0.9}, metric(0.8, 0.7, 0.91),
+            metric(1), "underpowered",
+        ),
+        (
+            {"direction": "at_least", "threshold": 0.9}, metric(0.8, 0.7, 0.89),
+            metric(1), "failed",
+        ),
+        # the bound follows the ideal
+        (
+            {"ideal_margin": 0.07, "ideal_factor": 1.0}, metric(0.14, 0.11, 0.17),
+            IDEAL, "underpowered",
+        ),
+        # the ideal misses, too
+        ({}, metric(0.19, 0.15, 0.23), LARGE_IDEAL, "underpowered"),
+        ({}, metric(0.21, 0.15, 0.27), LARGE_IDEAL, "failed"),
+        ({}, metric(0.05, 0.0, 0.1), LARGE_IDEAL, "underpowered"),
+        # with intervals, of privacy
+        (PRIVACY, metric(0.05, 0.01, 0.09), metric(0, 0, 0.1), "passed"),
+        (
+            PRIVACY, metric(0.05, 0.01, 0.2), metric(0, -0.1, 0.1),
             "underpowered",
         ),
-        ({"bound": "ci_high"}, metric(0.3, 0.2, 0.4), metric(0, -0.1, 0.1), "failed"),
-        ({"bound": "ci_high"}, metric(0.3, 0.21, 0.4), metric(0, -0.2, 0.2), "failed"),
+        (PRIVACY, metric(0.3, 0.2, 0.4), metric(0, -0.1, 0.1), "failed"),
+        (PRIVACY, metric(0.3, 0.21, 0.4), metric(0, -0.2, 0.2), "failed"),
         (
-            {"bound": "ci_high"}, metric(0.3, 0.1, 0.4), metric(0, -0.2, 0.2),
+            PRIVACY, metric(0.3, 0.1, 0.4), metric(0, -0.2, 0.2),
             "underpowered",
         ),
     ],

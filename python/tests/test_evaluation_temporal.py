@@ -13,8 +13,10 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
-from omop_gpt.evaluation import temporal
+from omop_gpt.evaluation import intervals, temporal
 from omop_gpt.evaluation.results import PROFILES, Results
+from omop_gpt.grammar import read_csv
+from omop_gpt.warehouse import project_folder
 from scipy import integrate, stats
 from sklearn.metrics import mutual_info_score, r2_score
 
@@ -184,6 +186,7 @@ def con(rows, tmp_path_factory):
 
 def measured(con, cohort):
     temporal.next_visit_counts.cache_clear()
+    temporal.visit_matrix.cache_clear()
     temporal.first_counts.cache_clear()
     results = Results()
     temporal.measure(con, cohort, PROFILES["smoke"], results)
@@ -864,3 +867,19 @@ def test_of_a_large_cohort_a_sample_is_looked_at(con):
     assert abs(many - 20_000) < 5 * (30_000 * 2 / 9) ** 0.5
     sizes = {"train": 500, "holdout": 400, "other": 450, "few": 3}
     assert counts == {cohort: (n, n) for cohort, n in sizes.items()}
+
+
+def test_intervals_are_about_the_numbers_that_have_gates(con, monkeypatch):
+    """Of the cohorts as they are, the statistic that is drawn anew is the value."""
+    monkeypatch.setattr(intervals, "interval_of", lambda value, *_: (value, value))
+    _, results = measured(con, "other")
+    names = {
+        row["metric"]
+        for row in read_csv(project_folder() / "seeds/evaluation/gates.csv")
+        if row["family"] == "fidelity"
+    }
+    found = [m for m in results.metrics if m.name in names and m.stratum == "all"]
+    assert len(found) == 8
+    for metric in found:
+        assert np.isfinite(metric.value), metric
+        assert metric.ci_low == pytest.approx(metric.value, rel=1e-6), metric

@@ -23,6 +23,13 @@ def w1(values: np.ndarray, counts: np.ndarray) -> float:
     return float(stats.wasserstein_distance(values, values, *counts))
 
 
+def standard_w1(values: np.ndarray, counts: np.ndarray) -> float:
+    """Return W1, in standard deviations of the first row of counts."""
+    mean = np.average(values, weights=counts[0])
+    spread = np.average((values - mean) ** 2, weights=counts[0]) ** 0.5
+    return w1(values, counts) / spread if spread > 0 else np.nan
+
+
 def identity_r2(real: np.ndarray, ours: np.ndarray) -> float:
     """Return R² on the line of identity: 1 is equal, 0 as good as the mean."""
     spread = ((real - real.mean()) ** 2).sum() if real.size else 0.0

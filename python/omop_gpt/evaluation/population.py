@@ -16,7 +16,13 @@ import numpy as np
 from scipy import sparse
 
 from omop_gpt.evaluation.cohorts import HOLDOUT, TRAIN
-from omop_gpt.evaluation.distances import identity_r2, total_variation
+from omop_gpt.evaluation.distances import (
+    identity_r2,
+    ks,
+    standard_w1,
+    total_variation,
+)
+from omop_gpt.evaluation.intervals import UNKNOWN, Draws, draw_persons, pairs_of
 from omop_gpt.grammar import read_csv
 from omop_gpt.warehouse import project_folder
 
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
 
     from omop_gpt.evaluation.results import Profile, Results
 
-Add = Callable[..., None]  # (name, value, stratum="all")
+Add = Callable[..., None]  # (name, value, stratum="all", ends=UNKNOWN)
 Concept = tuple[str, int]  # source_table, concept_id
 
 COMPARED = 0.002  # concepts of at least this share of persons, in either cohort
@@ -64,20 +70,32 @@ def measure(
     )
     sizes = [con.execute(query, [name]).fetchone()[0] for name in (HOLDOUT, candidate)]
 
-    def add(name: str, value: float | None, stratum: str = "all") -> None:
-        value = np.nan if value is None else value
-        results.add(name, candidate, value, stratum=stratum, n=sizes[1])
+    draws = draw_persons(
+        con, "evaluation_private.population_persons", "person_id", candidate, profile
+    )
+
+    def add(
+        name: str,
+        value: float | None,
+        stratum: str = "all",
+        ends: tuple[float, float] = UNKNOWN,
+    ) -> None:
+        value, (low, high) = np.nan if value is None else value, ends
+        results.add(
+            name, candidate, value, stratum=stratum, ci_low=low, ci_high=high,
+            n=sizes[1],
+        )  # fmt: skip
 
     concepts, counts = concept_counts(con, candidate)
     # (2, K) shares of persons, of the holdout and of the candidate
     shares = counts / np.array([[max(size, 1)] for size in sizes])
-    measure_prevalence(con, candidate, concepts, counts, shares, sizes, add)
+    measure_prevalence(con, candidate, concepts, counts, sizes, draws, add)
     measure_subgroups(con, candidate, concepts, shares, add)
     measure_mixes(con, candidate, profile.seed, add)
-    results.draw("cooccurrence", measure_pairs(con, candidate, sizes, add))
+    results.draw("cooccurrence", measure_pairs(con, candidate, sizes, draws, add))
     results.draw("value_distance", measure_values(con, candidate, add))
     results.draw("effects", measure_effects(con, candidate, add))
-    measure_counts(con, candidate, add)
+    measure_counts(con, candidate, draws, add)
     measure_violations(con, candidate, add)
 
 
@@ -105,35 +123,33 @@ def measure_prevalence(
     candidate: str,
     concepts: list[Concept],
     counts: np.ndarray,
-    shares: np.ndarray,
     sizes: list[int],
+    draws: Draws,
     add: Add,
 ) -> None:
-    """Shares of persons with each concept: R², differences, ratios, the rare tail.
+    """Shares of persons with each concept, differences, ratios, the rare tail."""
+    found = draws.cells(
+        "evaluation_private.population_concepts", "concept_id", within="source_table"
+    )
+    ends = draws.intervals(
+        draws.beside(found.counts, np.concatenate(draws.groups)),
+        lambda n: compare_shares(n[:, 1:], n[:, 0]),
+    )
+    for name, value in compare_shares(counts, np.array(sizes)).items():
+        add(name, value, ends=ends.get(name, UNKNOWN))
 
-    R² is that of the identity line, not of the best line: a generator that halves each
-    share has none. Average absolute prevalence difference: Yan et al., Nat Commun 2022.
-    """
     is_empty, (all_real, all_ours) = not min(sizes), np.maximum(sizes, 1)
+    shares = counts / np.array([[all_real], [all_ours]])
     largest = shares.max(axis=0, initial=0)
     kept = (largest >= COMPARED) & (not is_empty)
-    real, ours = shares[:, kept]
-    # a concept that one side lacks has a place on the log scale, too
-    logs = np.log10(shares[:, kept] + 1 / all_real)
-    add("prevalence_r2", identity_r2(real, ours))
-    add("prevalence_log_r2", identity_r2(*logs))
-    add("prevalence_log_r", correlation(*logs))
-
     frequent = (largest >= FREQUENT) & (not is_empty)
     gaps = np.abs(shares[0] - shares[1])
-    add("prevalence_apd", mean(gaps[frequent]))
     tables = np.array([table for table, _ in concepts])
     for table in np.unique(tables):
         add("prevalence_apd", mean(gaps[frequent & (tables == table)]), table)
 
     common = (largest >= COMMON) & (not is_empty)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = shares[1] / shares[0]
         # half a person more, so that none of a concept has a ratio, and a doubt
         log_ratio = np.log((counts[1] + 0.5) / (all_ours + 1))
         log_ratio -= np.log((counts[0] + 0.5) / (all_real + 1))
@@ -141,8 +157,7 @@ def measure_prevalence(
         pooled = counts.sum(axis=0) / (all_real + all_ours)
         spread = np.sqrt(pooled * (1 - pooled) * (1 / all_real + 1 / all_ours))
         z = (shares[1] - shares[0]) / spread
-    add("prevalence_ratio_outside", mean(((ratio < 0.8) | (ratio > 1.25))[common]))
-    # the same, beyond the doubt that as many persons leave: 95 % intervals
+    # ratios outside, beyond the doubt that as many persons leave: 95 % intervals
     beyond = np.abs(log_ratio) - 1.96 * error > np.log(1.25)
     add("prevalence_ratio_outside_surely", mean(beyond[common]))
     misses = np.abs(z[kept & (spread > 0)]) > 3.3  # by chance: one of a thousand
@@ -157,6 +172,32 @@ def measure_prevalence(
             using (source_table, concept_id)
     """
     add("concepts_not_in_train", con.execute(query, {"ours": candidate}).fetchone()[0])
+
+
+def compare_shares(counts: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
+    """Compare shares of persons with each concept: R², correlation, differences.
+
+    `counts`: (2, K) persons, of `sizes` (2,). R² is that of the identity line, not of
+    the best line: a generator that halves each share has none. Average absolute
+    prevalence difference: Yan et al., Nat Commun 2022.
+    """
+    is_known = min(sizes) > 0
+    shares = counts / np.maximum(sizes, 1)[:, None]
+    largest = shares.max(axis=0, initial=0)
+    kept, frequent, common = (
+        (largest >= least) & is_known for least in (COMPARED, FREQUENT, COMMON)
+    )
+    # a concept that one side lacks has a place on the log scale, too
+    logs = np.log10(shares[:, kept] + 1 / max(sizes[0], 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = shares[1] / shares[0]
+    return {
+        "prevalence_r2": identity_r2(*shares[:, kept]),
+        "prevalence_log_r2": identity_r2(*logs),
+        "prevalence_log_r": correlation(*logs),
+        "prevalence_apd": mean(np.abs(shares[0] - shares[1])[frequent]),
+        "prevalence_ratio_outside": mean(((ratio < 0.8) | (ratio > 1.25))[common]),
+    }
 
 
 def measure_subgroups(
@@ -278,7 +319,11 @@ def cell_counts(
 
 
 def measure_pairs(
-    con: duckdb.DuckDBPyConnection, candidate: str, sizes: list[int], add: Add
+    con: duckdb.DuckDBPyConnection,
+    candidate: str,
+    sizes: list[int],
+    draws: Draws,
+    add: Add,
 ) -> list[dict[str, Any]]:
     """Pairs of the holdout's top concepts, in persons and in visits; returns a picture.
 
@@ -306,9 +351,10 @@ def measure_pairs(
         "cooccurrence_nearby": ("nearby", apart),
         "visit_pair": ("same_visit", upper),
     }
+    ends = pair_ends(con, candidate, concepts, draws)
     for name, (mode, pairs) in modes.items():
         kl, js = divergences(real[mode][pairs], ours[mode][pairs])
-        add(f"{name}_kl", kl)
+        add(f"{name}_kl", kl, ends=ends.get(f"{name}_kl", UNKNOWN))
         add(f"{name}_js", js)
     third = np.arange(size) * 3 // max(size, 1)
     for number, stratum in enumerate(("frequent", "middle", "rare")):
@@ -319,7 +365,8 @@ def measure_pairs(
     by_person = [
         found["same_visit"][upper] / max(n, 1) for found, n in zip((real, ours), sizes)
     ]
-    add("visit_pair_r2", identity_r2(*by_person) if min(sizes) else None)
+    r2 = identity_r2(*by_person) if min(sizes) else None
+    add("visit_pair_r2", r2, ends=ends.get("visit_pair_r2", UNKNOWN))
     both = [correlations(found["lifetime"], n) for found, n in zip((real, ours), sizes)]
     add("correlation_gap", mean(np.abs(both[0] - both[1])[upper]))
 
@@ -333,6 +380,30 @@ def measure_pairs(
         }
         for a, b in np.argwhere(upper[:DRAWN, :DRAWN]).tolist()
     ]
+
+
+def pair_ends(
+    con: duckdb.DuckDBPyConnection,
+    candidate: str,
+    concepts: list[Concept],
+    draws: Draws,
+) -> dict[str, tuple[float, float]]:
+    """Return the 95 % intervals of cooccurrence_kl and visit_pair_r2."""
+    number, size = draws.weights.shape[2], len(concepts)
+    upper = np.flatnonzero(np.triu(np.ones((size, size), bool), 1))
+    lifetime, same_visit = [], []
+    for side, cohort in enumerate((HOLDOUT, candidate)):
+        has = concept_matrix(con, cohort, concepts, [])
+        lifetime.append(pairs_of(draws.groups[side], has, has, number)[:, upper])
+        owner, visits = visit_concepts(con, cohort, concepts)
+        group = draws.group_of(side, owner)
+        same_visit.append(pairs_of(group, visits, visits, number)[:, upper])
+    visits = draws.beside(sum(same_visit), np.concatenate(draws.groups))
+    return draws.intervals(
+        sum(lifetime), lambda n: {"cooccurrence_kl": divergences(*n)[0]}
+    ) | draws.intervals(
+        visits, lambda n: {"visit_pair_r2": identity_r2(*(n[:, 1:] / n[:, :1]))}
+    )
 
 
 def pair_counts(
@@ -356,6 +427,22 @@ def pair_counts(
     for position in range(size):
         ordered[position] = np.count_nonzero(first[position] < last, axis=1)
 
+    owner, visits = visit_concepts(con, cohort, concepts)
+    same_visit = (visits.T @ visits).toarray()
+    before = np.flatnonzero(owner[:-1] == owner[1:])
+    next_visit = (visits[before].T @ visits[before + 1]).toarray()
+    return {
+        "lifetime": (has @ has.T).astype(np.int64),
+        "ordered": ordered,
+        "same_visit": same_visit,
+        "nearby": same_visit + next_visit,
+    }
+
+
+def visit_concepts(
+    con: duckdb.DuckDBPyConnection, cohort: str, concepts: list[Concept]
+) -> tuple[np.ndarray, sparse.csr_array]:
+    """Return the person of each visit, (V,), and which concepts it has: (V, K)."""
     query = """
         with visits as (
             select
@@ -384,19 +471,9 @@ def pair_counts(
         order by person_id, visit_order
     """
     owner = con.execute(query, [cohort]).fetchnumpy()["person_id"]
-    visits = sparse.csr_array(
-        (np.ones(len(found["visit"]), np.int64), (found["visit"], found["position"])),
-        shape=(len(owner), size),
-    )
-    same_visit = (visits.T @ visits).toarray()
-    before = np.flatnonzero(owner[:-1] == owner[1:])
-    next_visit = (visits[before].T @ visits[before + 1]).toarray()
-    return {
-        "lifetime": (has @ has.T).astype(np.int64),
-        "ordered": ordered,
-        "same_visit": same_visit,
-        "nearby": same_visit + next_visit,
-    }
+    ones = np.ones(len(found["visit"]), np.int64)
+    place = found["visit"], found["position"]
+    return owner, sparse.csr_array((ones, place), shape=(len(owner), len(concepts)))
 
 
 def person_concepts(
@@ -537,7 +614,9 @@ def measure_values(
     return drawn
 
 
-def measure_counts(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
+def measure_counts(
+    con: duckdb.DuckDBPyConnection, candidate: str, draws: Draws, add: Add
+) -> None:
     """Visits and concepts per person, events per visit, days of stays.
 
     Wasserstein-1 distance in the holdout's standard deviations (of stays: of log(1 +
@@ -565,15 +644,17 @@ def measure_counts(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> 
             (key, [np.array(column, float) for column in row]) for key, *row in rows
         ]
 
+    visits = draws.cells("evaluation_private.population_persons", "visit_count")
+    ends = {"visits_per_person": draws.interval(visits, 1, standard_w1)}
     for measure in ("visits_per_person", "events_per_visit", "concepts_per_person"):
-        w1, ks = np.nan, np.nan
+        far, largest = np.nan, np.nan
         for _, (real, ours, *weights) in histograms(measure):
-            w1, ks = distances(real, ours, *weights)
+            far, largest = distances(real, ours, *weights)
             center = np.average(real, weights=weights[0])
             variance = np.average((real - center) ** 2, weights=weights[0])
-            w1 = w1 / np.sqrt(variance) if variance else np.nan
-        add(f"{measure}_w1", w1)
-        add(f"{measure}_ks", ks)
+            far = far / np.sqrt(variance) if variance else np.nan
+        add(f"{measure}_w1", far, ends=ends.get(measure, UNKNOWN))
+        add(f"{measure}_ks", largest)
 
     stays = {}
     for visit_type, (real, ours, *weights) in histograms("length_of_stay"):
@@ -581,8 +662,19 @@ def measure_counts(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> 
         if enough and (real * weights[0]).sum() > 0:
             w1, _ = distances(np.log1p(real), np.log1p(ours), *weights)
             stays[str(visit_type)] = w1, distances(real, ours, *weights)[1]
+    days = draws.cells(
+        "(from evaluation_private.population_visits where days is not null)",
+        "greatest(days, 0)",
+        within="visit_concept_id",
+    )
+    ends = {
+        "length_of_stay_ks": draws.interval(
+            days, LEAST_ROWS, lambda day, n: ks(n) if day @ n[0] else np.nan
+        )
+    }
     for number, name in enumerate(("length_of_stay_w1", "length_of_stay_ks")):
-        add(name, max((found[number] for found in stays.values()), default=None))
+        worst = max((found[number] for found in stays.values()), default=None)
+        add(name, worst, ends=ends.get(name, UNKNOWN))
         for visit_type, found in stays.items():
             add(name, found[number], visit_type)
 

@@ -73,6 +73,8 @@ class Gate:
     def status(self, metric: Metric | None, ideal: Metric | None) -> str:
         """Return passed, failed, underpowered, undefined (NaN), or not_run.
 
+        A gate of fidelity with an interval fails where the whole interval is beyond the
+        bound, and the value beyond the ideal's: chance does not explain the miss.
         A bound on the upper end of an interval is missed for sure only where the value
         itself is beyond it and the interval beyond the ideal; between, the targets are
         too few. A gate that the ideal anchor misses cannot be passed. It still fails
@@ -84,6 +86,12 @@ class Gate:
         if not is_known(metric):
             return "undefined"
         excess = self.excess(metric, ideal)
+        if self.family == "fidelity" and excess > 0 and not math.isnan(metric.ci_low):
+            best = metric.ci_low if self.direction == "at_most" else metric.ci_high
+            is_sure = self.worse(best, self.limit(ideal)) > 0 and (
+                not is_known(ideal) or self.worse(metric.value, ideal.value) > 0
+            )
+            return "failed" if is_sure else "underpowered"
         if not is_known(ideal) or self.excess(ideal, ideal) <= 0:
             if excess <= 0:
                 return "passed"

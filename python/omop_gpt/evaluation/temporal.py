@@ -3,9 +3,9 @@
 Every number compares a candidate with the holdout. The marts of
 `models/marts/evaluation/temporal` count; what needs pairs of concepts is counted here.
 
-Rows of one person are not independent. Each mart sums rows of a private one
-(`temporal_*`) that say whose they are, and each statistic here is of counts or of rows
-of persons: whoever draws persons anew, with weights, needs no other statistic.
+Each mart sums rows of a private one (`temporal_*`) that say whose they are: from those
+come the intervals of what has a gate, by the same statistic of the counts of persons
+drawn anew.
 """
 
 from __future__ import annotations
@@ -18,14 +18,22 @@ import numpy as np
 from scipy import sparse, stats
 
 from omop_gpt.evaluation.cohorts import HOLDOUT, TRAIN
-from omop_gpt.evaluation.distances import identity_r2, ks, total_variation, w1
+from omop_gpt.evaluation.distances import (
+    identity_r2,
+    ks,
+    standard_w1,
+    total_variation,
+    w1,
+)
+from omop_gpt.evaluation.intervals import UNKNOWN, Draws, draw_persons, pairs_of
 
 if TYPE_CHECKING:
     import duckdb
 
     from omop_gpt.evaluation.results import Profile, Results
 
-Add = Callable[..., None]  # (name, value, stratum="all")
+PRIVATE = "evaluation_private.temporal"  # what the tables begin with
+Add = Callable[..., None]  # (name, value, stratum="all", ends=UNKNOWN)
 
 LEAST_GAPS = 200  # of a rank band, on both sides
 LEAST_PERSONS = 50  # whose histories' lengths are compared
@@ -52,7 +60,7 @@ DAYS = 365.25  # of a year
 def measure(
     con: duckdb.DuckDBPyConnection,
     candidate: str,
-    profile: Profile,  # noqa: ARG001  nothing here is drawn by chance
+    profile: Profile,
     results: Results,
 ) -> None:
     """Compare cohort `candidate` with the holdout; `con` has the cohorts and the marts.
@@ -65,18 +73,31 @@ def measure(
     query = "select count(*) from evaluation_private.temporal_persons where cohort = ?"
     size = con.execute(query, [candidate]).fetchone()[0]
 
-    def add(name: str, value: float | None, stratum: str = "all") -> None:
-        value = np.nan if value is None else value
-        results.add(name, candidate, value, stratum=str(stratum), n=size)
+    draws = draw_persons(
+        con, "evaluation_private.temporal_persons", "person_number", candidate, profile
+    )
 
-    measure_gaps(con, candidate, add)
-    measure_transitions(con, candidate, add)
-    results.draw("lagged_information", measure_next_visits(con, candidate, add))
-    measure_repeats(con, candidate, add)
-    measure_onsets(con, candidate, add)
-    measure_survival(con, candidate, add)
+    def add(
+        name: str,
+        value: float | None,
+        stratum: str = "all",
+        ends: tuple[float, float] = UNKNOWN,
+    ) -> None:
+        value, (low, high) = np.nan if value is None else value, ends
+        results.add(
+            name, candidate, value, stratum=str(stratum), ci_low=low, ci_high=high,
+            n=size,
+        )  # fmt: skip
+
+    measure_gaps(con, candidate, draws, add)
+    measure_transitions(con, candidate, draws, add)
+    curve = measure_next_visits(con, candidate, draws, add)
+    results.draw("lagged_information", curve)
+    measure_repeats(con, candidate, draws, add)
+    measure_onsets(con, candidate, draws, add)
+    measure_survival(con, candidate, draws, add)
     measure_checks(con, candidate, add)
-    measure_seasons(con, candidate, add)
+    measure_seasons(con, candidate, draws, add)
     measure_trend(con, candidate, add)
     results.draw("pair_order", measure_order(con, candidate, add))
     measure_pathways(con, candidate, add)
@@ -121,7 +142,9 @@ def paired_counts(
         yield stratum, np.array(keys), np.array(counts, float)
 
 
-def measure_gaps(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
+def measure_gaps(
+    con: duckdb.DuckDBPyConnection, candidate: str, draws: Draws, add: Add
+) -> None:
     """Days between the starts of successive visits, and whether gaps remember.
 
     KS of days; W1 of log(1 + days) in standard deviations of the holdout; total
@@ -138,12 +161,20 @@ def measure_gaps(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> No
         cells = paired_counts(con, candidate, "gaps", "days", **asked)
         for stratum, days, counts in cells:
             found["gap_ks", stratum] = ks(counts)
-            found["gap_w1", stratum] = standard_log_w1(days, counts)
+            found["gap_w1", stratum] = standard_w1(log_days(days), counts)
         cells = paired_counts(con, candidate, "gaps", "gap_class", **asked)
         for stratum, _, counts in cells:
             found["gap_class_tv", stratum] = total_variation(counts)
+    cells = draws.cells(f"(from {PRIVATE}_visits where days is not null)", "days")
+    ends = {
+        "gap_ks": lambda _, n: ks(n),
+        "gap_w1": lambda days, n: standard_w1(log_days(days), n),
+    }
     for (name, stratum), value in found.items():
-        add(name, value, stratum)
+        if stratum == "all" and name in ends:
+            add(name, value, ends=draws.interval(cells, LEAST_GAPS, ends[name]))
+        else:
+            add(name, value, stratum)
 
     query = """
         select person_number, days
@@ -156,19 +187,16 @@ def measure_gaps(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> No
         rows = con.execute(query, [cohort]).fetchnumpy()
         person, days = (np.asarray(rows[name]) for name in ("person_number", "days"))
         memory[side] = gap_memory(person, days)
-        between[side] = between_persons(person, np.log1p(np.maximum(days, 0)))
+        between[side] = between_persons(person, log_days(days))
     add("gap_memory", memory[1])
     add("gap_memory_difference", abs(memory[1] - memory[0]))
     add("gap_between_persons", between[1])
     add("gap_between_persons_difference", abs(between[1] - between[0]))
 
 
-def standard_log_w1(days: np.ndarray, counts: np.ndarray) -> float:
-    """Return W1 of log(1 + days), in standard deviations of the first row of counts."""
-    logs = np.log1p(np.maximum(days, 0))
-    mean = np.average(logs, weights=counts[0])
-    spread = np.average((logs - mean) ** 2, weights=counts[0]) ** 0.5
-    return w1(logs, counts) / spread if spread > 0 else np.nan
+def log_days(days: np.ndarray) -> np.ndarray:
+    """Return log(1 + days), of days below 0 as of none."""
+    return np.log1p(np.maximum(days, 0))
 
 
 def gap_memory(person: np.ndarray, days: np.ndarray) -> float:
@@ -200,7 +228,7 @@ def between_persons(person: np.ndarray, values: np.ndarray) -> float:
 
 
 def measure_transitions(
-    con: duckdb.DuckDBPyConnection, candidate: str, add: Add
+    con: duckdb.DuckDBPyConnection, candidate: str, draws: Draws, add: Add
 ) -> None:
     """Compare what follows each type of visit, the end and death too: the worst TV."""
     cells = paired_counts(
@@ -213,13 +241,15 @@ def measure_transitions(
         least=LEAST_VISITS,
     )
     found = {state: total_variation(counts) for state, _, counts in cells}
-    add("transition_tv", max(found.values(), default=None))
+    steps = draws.cells(f"{PRIVATE}_transitions", "to_state", within="from_state")
+    ends = draws.interval(steps, LEAST_VISITS, lambda _, n: total_variation(n))
+    add("transition_tv", max(found.values(), default=None), ends=ends)
     for state, value in found.items():
         add("transition_tv", value, state)
 
 
 def measure_next_visits(
-    con: duckdb.DuckDBPyConnection, candidate: str, add: Add
+    con: duckdb.DuckDBPyConnection, candidate: str, draws: Draws, add: Add
 ) -> list[dict[str, Any]]:
     """Pairs of concepts in a visit and a later one; returns the curve of information.
 
@@ -231,7 +261,8 @@ def measure_next_visits(
     (pairs, real), (our_pairs, ours) = (
         next_visit_counts(con, cohort) for cohort in (HOLDOUT, candidate)
     )
-    add("next_visit_pair_r2", identity_r2(pairs, our_pairs))
+    ends = next_visit_ends(con, candidate, draws)
+    add("next_visit_pair_r2", identity_r2(pairs, our_pairs), ends=ends)
     known = ~np.isnan(real + ours)
     gap = np.abs(ours - real)[known].mean() if known.any() else None
     add("lag_information_gap", gap)
@@ -248,12 +279,46 @@ def measure_next_visits(
     ]
 
 
+def next_visit_ends(
+    con: duckdb.DuckDBPyConnection, candidate: str, draws: Draws
+) -> tuple[float, float]:
+    """Return the 95 % interval of next_visit_pair_r2."""
+    top, *_ = chosen_concepts(con)
+    found = []
+    for side, cohort in enumerate((HOLDOUT, candidate)):
+        person, visits = visit_matrix(con, cohort)
+        before = np.flatnonzero(person[:-1] == person[1:])
+        if len(before) < LEAST_GAPS:
+            return UNKNOWN
+        group = draws.group_of(side, person)
+        told = visits[:, top]
+        number = draws.weights.shape[2]
+        pairs = pairs_of(group[before], told[before], told[before + 1], number)
+        found.append(draws.beside(pairs, draws.group_of(side, np.unique(person))))
+
+    def r2(counts: np.ndarray) -> dict[str, float]:
+        return {"r2": identity_r2(*(counts[:, 1:] / counts[:, :1]))}
+
+    return draws.intervals(found[0] + found[1], r2).get("r2", UNKNOWN)
+
+
 # the holdout, beside one candidate after the other
 @lru_cache(maxsize=2)
 def next_visit_counts(
     con: duckdb.DuckDBPyConnection, cohort: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return pairs in successive visits per person (K, K), and information by lag."""
+    person, visits = visit_matrix(con, cohort)
+    top, cause, effect = (visits[:, columns] for columns in chosen_concepts(con))
+    before = np.flatnonzero(person[:-1] == person[1:])
+    pairs = (top[before].T @ top[before + 1]).toarray()
+    persons = len(np.unique(person)) if len(before) >= LEAST_GAPS else np.nan
+    curve = [information(person, cause, effect, lag) for lag in LAGS]
+    return pairs / persons, np.array(curve)
+
+
+def chosen_concepts(con: duckdb.DuckDBPyConnection) -> list[np.ndarray]:
+    """Return the holdout's most frequent concepts, conditions, drugs and procedures."""
     query = """
         select concept_number - 1 as place
         from evaluation.temporal_concepts
@@ -266,19 +331,13 @@ def next_visit_counts(
         "source_table = 'condition_occurrence'": INFORMING,
         "source_table in ('drug_exposure', 'procedure_occurrence')": INFORMING,
     }
-    chosen = [
+    return [
         con.execute(query.format(rule), [limit]).fetchnumpy()["place"]
         for rule, limit in rules.items()
     ]
-    person, visits = visit_matrix(con, cohort)
-    top, cause, effect = (visits[:, columns] for columns in chosen)
-    before = np.flatnonzero(person[:-1] == person[1:])
-    pairs = (top[before].T @ top[before + 1]).toarray()
-    persons = len(np.unique(person)) if len(before) >= LEAST_GAPS else np.nan
-    curve = [information(person, cause, effect, lag) for lag in LAGS]
-    return pairs / persons, np.array(curve)
 
 
+@lru_cache(maxsize=2)
 def visit_matrix(
     con: duckdb.DuckDBPyConnection, cohort: str
 ) -> tuple[np.ndarray, sparse.csr_array]:
@@ -361,7 +420,9 @@ def mean_information(
     return float(nats.mean())
 
 
-def measure_repeats(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
+def measure_repeats(
+    con: duckdb.DuckDBPyConnection, candidate: str, draws: Draws, add: Add
+) -> None:
     """How much of a visit comes back later: mean Jaccard index of visits a lag apart.
 
     Area: of the difference of the curves, linear between the lags, as a share of the
@@ -379,7 +440,11 @@ def measure_repeats(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) ->
     lags = [lag for lag in LAGS if lag in real and lag in ours]
     add("lag_5_jaccard", ours.get(5))
     known = 5 in lags and real[5] > 0
-    add("lag_5_relative_error", abs(ours[5] / real[5] - 1) if known else None)
+    add(
+        "lag_5_relative_error",
+        relative_error(real[5], ours[5]) if known else None,
+        ends=lag_5_ends(draws),
+    )
     for lag in lags:
         add("lag_jaccard", ours[lag], lag)
     curve = np.array([[found[lag] for lag in lags] for found in (real, ours)])
@@ -391,7 +456,38 @@ def measure_repeats(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) ->
     add("lag_area_difference", np.trapezoid(gap, grid) / area if area > 0 else None)
 
 
-def measure_onsets(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
+def relative_error(real: float, ours: float) -> float:
+    """Return by which share `ours` is more or less than `real`."""
+    return abs(ours / real - 1)
+
+
+def lag_5_ends(draws: Draws) -> tuple[float, float]:
+    """Return the 95 % interval of lag_5_relative_error."""
+    repeats = draws.cells(
+        f"""(
+            select
+                cohort, person_number, unnest(['jaccard', 'pairs']) as part,
+                unnest([jaccard, pairs]) as number
+            from {PRIVATE}_repeats
+            where visit_lag = 5
+        )""",
+        "part",
+        "sum(number order by number)",
+    )
+    if len(repeats.keys) < 2:
+        return UNKNOWN
+
+    def error(counts: np.ndarray) -> dict[str, float]:
+        known = counts[:, 1].min() >= LEAST_GAPS and counts[0, 0] > 0
+        found = relative_error(*(counts[:, 0] / counts[:, 1])) if known else np.nan
+        return {"error": found}
+
+    return draws.intervals(repeats.counts, error).get("error", UNKNOWN)
+
+
+def measure_onsets(
+    con: duckdb.DuckDBPyConnection, candidate: str, draws: Draws, add: Add
+) -> None:
     """Age in years at which a frequent condition is first told: median W1; incidence.
 
     Incidence by five years of age: mean absolute logarithm of the ratio of rates, over
@@ -407,7 +503,13 @@ def measure_onsets(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> 
         con, candidate, "onset_ages", "age", "persons", "concept_id", LEAST_ONSETS
     )
     found = {concept: w1(age, n) for concept, age, n in cells if concept in chosen}
-    add("onset_age_w1", np.median(list(found.values())) if found else None)
+    ages = draws.cells(
+        f"(from {PRIVATE}_onset_ages where table_rank <= {ONSETS})",
+        "age",
+        within="concept_id",
+    )
+    ends = draws.interval(ages, LEAST_ONSETS, w1, np.median)
+    add("onset_age_w1", np.median(list(found.values())) if found else None, ends=ends)
     for concept, value in found.items():
         add("onset_age_w1", value, concept)
     query = """
@@ -423,7 +525,9 @@ def measure_onsets(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> 
     add("incidence_log_ratio", con.execute(query, asked).fetchone()[0])
 
 
-def measure_survival(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
+def measure_survival(
+    con: duckdb.DuckDBPyConnection, candidate: str, draws: Draws, add: Add
+) -> None:
     """Kaplan-Meier on age, with late entry, and from the first day that is known.
 
     Largest difference of the curves while at least LEAST_AT_RISK are at risk on both
@@ -434,7 +538,10 @@ def measure_survival(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -
         days, curves = survival_curves(con, candidate, axis)
         known = len(days) > 0
         gap = np.abs(curves[0] - curves[1]).max() if known else None
-        add("survival_sup", gap, "all" if axis == "age" else axis)
+        if axis == "age":
+            add("survival_sup", gap, ends=survival_ends(draws))
+        else:
+            add("survival_sup", gap, axis)
     last = RMST_YEARS * DAYS
     if known and days[-1] >= last:
         ends = np.append(days[days < last], last)
@@ -444,6 +551,35 @@ def measure_survival(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -
         add("survival_rmst_difference", abs(means[1] - means[0]))
     else:
         add("survival_rmst_difference", None)
+
+
+def survival_ends(draws: Draws) -> tuple[float, float]:
+    """Return the 95 % interval of survival_sup on age."""
+    lives = draws.cells(
+        f"""(
+            select
+                cohort, person_number,
+                unnest(['at_risk', 'at_risk', 'deaths']) as part,
+                unnest([day_in, day_out + 1, day_out]) as life_day,
+                unnest([1, -1, deaths]) as number
+            from {PRIVATE}_spans
+            where axis = 'age'
+        )""",
+        "life_day",
+        "sum(number)",
+        within="part",
+    )
+    days, day = np.unique(lives.keys, return_inverse=True)
+    is_death = lives.strata == "deaths"
+
+    def sup(counts: np.ndarray) -> dict[str, float]:
+        changes, deaths = np.zeros((2, 2, len(days)))
+        changes[:, day[~is_death]] = counts[:, ~is_death]
+        deaths[:, day[is_death]] = counts[:, is_death]
+        _, (real, ours) = kaplan_meier(days, changes.cumsum(axis=1), deaths)
+        return {"sup": np.abs(real - ours).max() if len(real) else np.nan}
+
+    return draws.intervals(lives.counts, sup).get("sup", UNKNOWN)
 
 
 def survival_curves(
@@ -471,6 +607,13 @@ def survival_curves(
         place = np.searchsorted(day, days, side="right")
         at_risk[number] = np.append(0, persons)[place]
         deaths[number, np.searchsorted(days, day)] = died
+    return kaplan_meier(days, at_risk, deaths)
+
+
+def kaplan_meier(
+    days: np.ndarray, at_risk: np.ndarray, deaths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `survival_curves` does, of (2, n) persons at risk and deaths."""
     enough = np.flatnonzero((at_risk >= LEAST_AT_RISK).all(axis=0))
     inside = slice(enough[0], enough[-1] + 1) if len(enough) else slice(0, 0)
     days, at_risk, deaths = days[inside], at_risk[:, inside], deaths[:, inside]
@@ -504,7 +647,9 @@ def measure_checks(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> 
         add("time_violations", ours, name)
 
 
-def measure_seasons(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) -> None:
+def measure_seasons(
+    con: duckdb.DuckDBPyConnection, candidate: str, draws: Draws, add: Add
+) -> None:
     """Compare the months of the acute conditions with the strongest seasons.
 
     Total variation of months, of each condition; of all together, in months from the
@@ -523,8 +668,10 @@ def measure_seasons(con: duckdb.DuckDBPyConnection, candidate: str, add: Add) ->
         found[stratum] = total_variation(counts)
         real, ours = counts @ np.exp(2j * np.pi * month / 12)
         shifts.append(abs(np.angle(ours * np.conj(real))) * 6 / np.pi)
+    months = draws.cells(f"{PRIVATE}_acute_days", "months_from_peak")
+    ends = draws.interval(months, LEAST_OCCURRENCES, lambda _, n: total_variation(n))
     for stratum, value in found.items():
-        add("season_tv", value, stratum)
+        add("season_tv", value, stratum, ends if stratum == "all" else UNKNOWN)
     add("season_peak_shift", np.median(shifts) if shifts else None)
 
 

@@ -1,41 +1,10 @@
 -- One row per cohort, axis and day on which somebody comes, goes or dies: how many are
 -- at risk, how many die.
--- Axis age counts days from the first of the year of birth, and who enters late is at
--- risk from then on; axis follow_up counts from the first day that is known.
 with
-
-persons as (
-
-    select
-        cohort,
-        death_date,
-        first_date,
-        exit_date,
-        make_date(year_of_birth, 1, 1) as birth_date
-    from {{ ref('temporal_persons') }}
-    where first_date <= exit_date and year_of_birth is not null
-
-),
 
 spans as (
 
-    select
-        cohort,
-        'age' as axis,
-        {{ days_between('birth_date', 'first_date') }} as day_in,
-        {{ days_between('birth_date', 'exit_date') }} as day_out,
-        case when death_date is null then 0 else 1 end as deaths
-    from persons
-
-    union all
-
-    select
-        cohort,
-        'follow_up' as axis,
-        0 as day_in,
-        {{ days_between('first_date', 'exit_date') }} as day_out,
-        case when death_date is null then 0 else 1 end as deaths
-    from persons
+    select * from {{ ref('temporal_spans') }}
 
 ),
 

@@ -3,35 +3,19 @@ with
 
 onsets as (
 
-    select * from {{ ref('temporal_onsets') }}
-
-),
-
-persons as (
-
-    select * from {{ ref('temporal_persons') }}
-
-),
-
-concepts as (
-
-    select * from {{ ref('temporal_concepts') }}
-    where source_table = 'condition_occurrence' and table_rank <= 50
+    select * from {{ ref('temporal_onset_ages') }}
 
 ),
 
 final as (
 
     select
-        onsets.cohort,
-        concepts.concept_id,
-        concepts.table_rank,
-        cast(extract(year from onsets.onset_date) as int)
-        - persons.year_of_birth as age,
+        cohort,
+        concept_id,
+        table_rank,
+        age,
         count(*) as persons
     from onsets
-    inner join persons on onsets.person_number = persons.person_number
-    inner join concepts on onsets.concept_number = concepts.concept_number
     group by 1, 2, 3, 4
 
 )

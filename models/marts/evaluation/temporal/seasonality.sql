@@ -1,37 +1,21 @@
 -- One row per cohort, acute condition and month of the year: days on which it is told.
--- Months from its peak in the training cohort are those that conditions have in common.
 with
 
-conditions as (
+days as (
 
-    select * from {{ ref('acute_conditions') }}
-
-),
-
-events as (
-
-    select distinct
-        cohort,
-        person_number,
-        concept_number,
-        event_date
-    from {{ ref('temporal_events') }}
+    select * from {{ ref('temporal_acute_days') }}
 
 ),
 
 final as (
 
     select
-        events.cohort,
-        conditions.concept_id,
-        cast(extract(month from events.event_date) as int) as event_month,
-        cast(
-            (extract(month from events.event_date) - conditions.peak_month + 12) % 12
-            as int
-        ) as months_from_peak,
+        cohort,
+        concept_id,
+        event_month,
+        months_from_peak,
         count(*) as occurrences
-    from events
-    inner join conditions on events.concept_number = conditions.concept_number
+    from days
     group by 1, 2, 3, 4
 
 )

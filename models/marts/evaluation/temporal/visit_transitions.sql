@@ -2,40 +2,9 @@
 -- before the first, END or DEATH after the last.
 with
 
-visits as (
-
-    select * from {{ ref('temporal_visits') }}
-
-),
-
-persons as (
-
-    select * from {{ ref('temporal_persons') }}
-
-),
-
 steps as (
 
-    select
-        cohort,
-        'START' as from_state,
-        cast(visit_concept_id as {{ dbt.type_string() }}) as to_state
-    from visits
-    where visit_order = 1
-
-    union all
-
-    select
-        visits.cohort,
-        cast(visits.visit_concept_id as {{ dbt.type_string() }}) as from_state,
-        case
-            when visits.visit_order < visits.visit_count
-                then cast(visits.next_visit_concept_id as {{ dbt.type_string() }})
-            when persons.death_date is null then 'END'
-            else 'DEATH'
-        end as to_state
-    from visits
-    inner join persons on visits.person_number = persons.person_number
+    select * from {{ ref('temporal_transitions') }}
 
 ),
 
@@ -43,8 +12,8 @@ counted as (
 
     select
         cohort,
-        coalesce(from_state, 'UNKNOWN') as from_state,
-        coalesce(to_state, 'UNKNOWN') as to_state,
+        from_state,
+        to_state,
         count(*) as transitions
     from steps
     group by 1, 2, 3
