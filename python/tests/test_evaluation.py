@@ -23,9 +23,10 @@ def test_a_run_ends_with_a_report(loop):
     assert not re.findall(r"(?:src|href)=['\"](?!data:|#)", page)
     report = json.loads((loop / "report" / "metrics.json").read_text())
     gates = [row for row in report["gates"] if row["cohort"] == "synthetic"]
-    # everything was run but what needs more of the release than there is
+    # everything was run but what needs more of the release than there is, or is asked
     not_run = {row["metric"] for row in gates if row["status"] == "not_run"}
-    assert not_run <= {"identity_disclosure"}
+    asked = {row["metric"] for row in gates if row["is_optional"]}
+    assert not_run <= asked | {"identity_disclosure"}
     # some forty real persons certify nothing
     assert report["verdict"]["outcome"] != "passed"
     with duckdb.connect(str(loop / "warehouse.duckdb"), read_only=True) as con:
@@ -87,7 +88,9 @@ def judged(tmp_path_factory) -> dict:
 
 def test_every_picture_is_drawn(judged):
     for _, title, _, _ in PICTURES:
-        assert f"<img alt='{title}'" in judged["page"]
+        # what only a model can be asked was not
+        is_drawn = title not in ("Canaries",)
+        assert (f"<img alt='{title}'" in judged["page"]) == is_drawn
 
 
 @pytest.mark.parametrize("anchor", ["ideal", *MUST_FAIL])

@@ -28,6 +28,7 @@ from omop_gpt.evaluation import (
     utility,
 )
 from omop_gpt.evaluation.anchors import make_anchors
+from omop_gpt.evaluation.canaries import measure_canaries
 from omop_gpt.evaluation.cohorts import (
     CALIBRATION,
     HOLDOUT,
@@ -110,6 +111,8 @@ def evaluate(config: EvaluateConfig) -> Path:
         raise InputError(f"--model_folder {model} holds no model (no config.json).")
     settings = {"profile": profile.name, "seed": profile.seed, "model": bool(model)}
     inputs = folder_fingerprint(real / "timeline") + folder_fingerprint(synthetic)
+    if model:
+        inputs += folder_fingerprint(model, "*.safetensors")
     if is_done(output, step="evaluate", settings=settings, inputs=inputs):
         log.info("evaluate: done before, in %s", output)
         return output
@@ -142,8 +145,9 @@ def evaluate(config: EvaluateConfig) -> Path:
             if model:
                 before = len(results.metrics)
                 privacy.measure_model(con, model, real, profile, results)
+                measure_canaries(model, synthetic, results)
                 families |= {m.name: "privacy" for m in results.metrics[before:]}
-                say(started, "the model's own attack")
+                say(started, "attacks with the model itself")
             measure_quality(con, results)
             report = judge(con, results, families, profile, run_of(synthetic, profile))
             report["folders"] = {

@@ -656,6 +656,36 @@ def draw_copies(source: Source) -> Figure | None:
     return figure
 
 
+def draw_canaries(source: Source) -> Figure | None:
+    """Draw how far canaries stand out among decoys, by how often they were seen."""
+    rows = source.curve("canary_exposures", SYNTHETIC)
+    if not rows:
+        return None
+    figure, axes = new_figure()
+    axis = axes[0][0]
+    times = sorted({row["multiplicity"] for row in rows})
+    found = [[r["exposure"] for r in rows if r["multiplicity"] == n] for n in times]
+    for place, values in enumerate(found):
+        axis.plot(
+            [place] * len(values), values, "o", color=COLORS[SYNTHETIC], alpha=0.4
+        )
+    axis.plot(
+        range(len(times)), [np.mean(values) for values in found], color=COLORS[SYNTHETIC],
+        label="mean",
+    )  # fmt: skip
+    # the mean of log2 of one over a uniform share
+    axis.axhline(np.log2(np.e), color="#888888", linestyle=":", label="mean by chance")
+    axis.axhline(rows[0]["most"], color=COLORS["copy"], label="likelier than any decoy")
+    axis.set_xticks(range(len(times)), times)
+    axis.set(
+        xlabel="times that an epoch showed them",
+        ylabel="exposure, bits",
+        ylim=(0, None),
+    )
+    axis.legend(fontsize=8)
+    return figure
+
+
 # what is drawn, in which section, and how to read it
 PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
     (
@@ -752,6 +782,13 @@ PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
         "Copied runs",
         draw_copies,
         "What the training has more often than the holdout was learnt by heart.",
+    ),
+    (
+        "Privacy",
+        "Canaries",
+        draw_canaries,
+        "Made-up patients that were put into the training, one point each: how much "
+        "likelier the model finds them than others like them.",
     ),
 )
 
@@ -951,7 +988,7 @@ def protocol(report: Mapping[str, Any]) -> str:
         "versions": ", ".join(f"{k} {v}" for k, v in report["versions"].items()),
         "folders": ", ".join(f"{k} {v}" for k, v in report["folders"].items() if v),
         "not run": ", ".join(not_run) or "nothing of the gates",
-        "not tried": "canaries, attacks with outside knowledge, a formal bound; "
+        "not tried": "attacks with outside knowledge, a formal bound; "
         "one set of synthetic patients, not several of different seeds",
     }
     rows = "".join(
