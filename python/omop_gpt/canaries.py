@@ -1,4 +1,4 @@
-"""Canaries: made-up patients that a model is trained on, to see what it learns by heart.
+"""Canaries: made-up patients to train on, to see what a model learns by heart.
 
 Carlini et al. (2019), "The Secret Sharer": what was drawn like a canary and not trained
 on, a decoy, says how likely a canary would be to a model that never saw it. Both come

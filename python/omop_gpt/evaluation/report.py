@@ -670,8 +670,8 @@ def draw_canaries(source: Source) -> Figure | None:
             [place] * len(values), values, "o", color=COLORS[SYNTHETIC], alpha=0.4
         )
     axis.plot(
-        range(len(times)), [np.mean(values) for values in found], color=COLORS[SYNTHETIC],
-        label="mean",
+        range(len(times)), [np.mean(values) for values in found],
+        color=COLORS[SYNTHETIC], label="mean",
     )  # fmt: skip
     # the mean of log2 of one over a uniform share
     axis.axhline(np.log2(np.e), color="#888888", linestyle=":", label="mean by chance")
