@@ -406,7 +406,18 @@ def draw_utility(source: Source) -> Figure | None:
 
 def draw_calibration(source: Source) -> Figure | None:
     """Risk foretold by models of synthetic patients, against what came."""
-    rows = source.curve("utility_calibration", SYNTHETIC, model="logistic")
+    return calibration_figure(
+        source.curve("utility_calibration", SYNTHETIC, model="logistic")
+    )
+
+
+def draw_zero_shot_calibration(source: Source) -> Figure | None:
+    """Risk foretold by the model's own roll-outs, against what came."""
+    return calibration_figure(source.curve("zero_shot_calibration", SYNTHETIC))
+
+
+def calibration_figure(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Draw foretold risk against what came, a picture for each task."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))[:8]
     if not tasks:
         return None
@@ -422,6 +433,29 @@ def draw_calibration(source: Source) -> Figure | None:
         )
         axis.plot([0, top], [0, top], color="#888888", linewidth=1)
         axis.set_title(task, fontsize=8)
+    return figure
+
+
+def draw_zero_shot(source: Source) -> Figure | None:
+    """AUROC of the model's own roll-outs by their number, beside what is learnt."""
+    rows = source.curve("zero_shot_auroc", SYNTHETIC)
+    tasks = list(dict.fromkeys(row["task"] for row in rows))[:8]
+    if not tasks:
+        return None
+    figure, axes = small_multiples(len(tasks), 2.3)
+    for axis, task in zip(axes, tasks):
+        points = [row for row in rows if row["task"] == task]
+        axis.plot(
+            [r["rollouts"] for r in points], [r["zero_shot"] for r in points], "o-",
+            markersize=3, color=COLORS[SYNTHETIC], label="roll-outs",
+        )  # fmt: skip
+        for name, label, color in (
+            ("logistic", "logistic regression", COLORS[HOLDOUT]),
+            ("floor", "age, sex and race", "#bbbbbb"),
+        ):
+            axis.axhline(points[0][name], color=color, linewidth=1, label=label)
+        axis.set_title(f"{task}, {points[0]['persons']} persons", fontsize=8)
+    axes[0].legend(fontsize=6)
     return figure
 
 
@@ -769,6 +803,19 @@ PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
         "Calibration",
         draw_calibration,
         "Foretold risk across, what came up, in tenths; the line is right.",
+    ),
+    (
+        "Use",
+        "Foretold by the model itself",
+        draw_zero_shot,
+        "AUROC on real persons, by the number of times that the model went on with "
+        "each; the lines are what is learnt from the real training.",
+    ),
+    (
+        "Use",
+        "Calibration of the model itself",
+        draw_zero_shot_calibration,
+        "Share of roll-outs in which it came across, what came up; the line is right.",
     ),
     (
         "Privacy",
