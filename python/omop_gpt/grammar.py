@@ -225,9 +225,27 @@ class Grammar:
         return table.sort_by("token_id")["concept_id"].fill_null(0).to_numpy()
 
     @cached_property
+    def source_table(self) -> np.ndarray:
+        """Table that each token makes a row of, empty where it has none: (V,) str."""
+        table = pq.read_table(
+            self.folder / "vocabulary.parquet", columns=["token_id", "source_table"]
+        )
+        return table.sort_by("token_id")["source_table"].fill_null("").to_numpy()
+
+    @cached_property
     def moves_cursor(self) -> np.ndarray:
         """Tell which tokens move the cursor by their days: (V,) bool."""
         return np.isin(self.roles, ("gap", "move"))
+
+    def cursor(self, token_ids: np.ndarray) -> np.ndarray:
+        """Where each token leaves the cursor, in days since 1970-01-01: (T,) int64.
+
+        Of a history from [BOS] on, so far as it is written; it has a year.
+        """
+        year = token_ids[self.has_kind("year")[token_ids]][0]
+        january = day_of(f"{int(self.number[year]):04d}-01-01")
+        moves = np.where(self.moves_cursor[token_ids], self.days[token_ids], 0)
+        return january + np.cumsum(moves)
 
     def walk(self, token_ids: np.ndarray) -> np.ndarray:
         """States before each token and after the last: (T,) ids -> (T + 1,) int.

@@ -23,7 +23,7 @@ LARGEST_STEP = 31  # days; a window of dates must not be narrower than a step
 # what is known of each row: (B,) int64
 COUNTERS = (
     "state", "year", "born", "cursor", "end_cursor", "event_row", "gender_row", "count",
-    "limit",
+    "limit", "first",
 )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ class _Dated:
     nearest: torch.Tensor  # days to the nearest date that the token can still lead to
     furthest: torch.Tensor
     training: tuple[int, int]
-    asked: tuple[int, int] | None
+    asked: tuple[int | None, int] | None  # no first day: that of the row
     from_end: bool  # counted from the end of the event, not from the cursor
 
 
@@ -59,7 +59,8 @@ class Mask:
 
         `wanted` (V,) bool: demographics to keep to. `impossible` (G + 1, V) bool:
         events that the first, second ... gender token rules out. `first_day`,
-        `last_day`: days that visits, events and deaths must keep to.
+        `last_day`: days that visits, events and deaths must keep to; a row may start
+        on an earlier first day.
 
         Raises InputError if a history could get stuck before [EOS].
         """
@@ -105,11 +106,11 @@ class Mask:
         span = np.where(supply, np.maximum(grammar.number - 1, 0), grammar.days)
         training = (grammar.first_day, grammar.last_day)
         end_of_training = (grammar.first_day, grammar.last_end_day)
-        asked = (self.first_day, self.last_day)
+        asked = (None, self.last_day)  # the first day is the row's
         end_asked = end_of_training
         if last_day is not None:
             end_asked = (grammar.first_day, last_day)
-        self.has_dates = asked != training
+        self.has_dates = (self.first_day, self.last_day) != training
         self.dated = [
             _Dated(
                 run=run,
@@ -160,17 +161,27 @@ class Mask:
 
     def open(self, rows: int) -> None:
         """Start so many rows, each with nothing written."""
+        starts = {
+            "state": self.start, "limit": self.max_tokens, "first": self.first_day,
+            "born": -FAR,
+        }  # fmt: skip
         for name in COUNTERS:
-            value = {
-                "state": self.start, "limit": self.max_tokens, "born": -FAR,
-            }.get(name, 0)  # fmt: skip
+            value = starts.get(name, 0)
             row = torch.full((rows,), value, dtype=torch.long, device=self.device)
             setattr(self, name, row)
 
-    def begin(self, row: int, history: np.ndarray, *, limit: int | None = None) -> None:
+    def begin(
+        self,
+        row: int,
+        history: np.ndarray,
+        *,
+        limit: int | None = None,
+        first_day: int | None = None,
+    ) -> None:
         """Start a row over with a history that is written so far: (T,) ids.
 
-        `limit`: tokens after which it must end, if not those of all.
+        `limit`, `first_day`: tokens after which it must end, and the day on which
+        something can happen, if not those of all.
         """
         written = torch.as_tensor(history, device=self.state.device)
         moves = self.days[written] * self.is_move[written]
@@ -192,6 +203,7 @@ class Mask:
             self.event_row[row] = self.row_of_event[since[0]]
         self.count[row] = len(history)
         self.limit[row] = self.max_tokens if limit is None else limit
+        self.first[row] = self.first_day if first_day is None else first_day
 
     def keep(self, rows: list[int]) -> None:
         """Go on with some of the rows, in this order."""
@@ -220,7 +232,7 @@ class Mask:
             allowed = allowed.clone()
             self._keep_dates(allowed, asked=True)
             # of a history that goes on: its last known day is over
-            allowed[:, self.happens] &= (self.cursor >= self.first_day)[:, None]
+            allowed[:, self.happens] &= (self.cursor >= self.first)[:, None]
         ending = self.count >= self.limit - self.furthest
         if bool(ending.any()):
             after = torch.where(allowed, self.after[self.state], FAR)
@@ -250,8 +262,9 @@ class Mask:
             if window is None:
                 continue
             first, last = window
-            born = self.born.clamp(max=last - LARGEST_STEP)[:, None]
-            first = born.clamp(min=first)
+            first = self.first if first is None else first
+            born = self.born.clamp(max=last - LARGEST_STEP)
+            first = born.clamp(min=first)[:, None]
             day = (self.end_cursor if group.from_end else self.cursor)[:, None]
             tokens[:, group.run] &= (day + group.furthest >= first) & (
                 day + group.nearest <= last

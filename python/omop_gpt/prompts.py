@@ -28,6 +28,8 @@ class Prompt:
     shown: Sequence[int]  # its last chunk, with what a chunk is told
     contexts: int = 1  # chunks up to here
     person_id: int | None = None  # whose history it is
+    first_day: int | None = None  # nothing new is before it; None: as the rules say
+    last_day: int | None = None  # beyond it a history need not be written
 
 
 class Prompts:
@@ -53,15 +55,20 @@ class Forecasts:
         *,
         rollouts: int,
         context: int,
+        spans: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        """`histories`: person ids and what is known of them, for a model's context."""
+        """`histories`: person ids and what is known of them, for a model's context.
+
+        `spans`: first and last day of each that is to be written, if not the same.
+        """
         self.rollouts = rollouts
         self.prompts = []
-        for person_id, history in histories:
+        days = spans or [(None, None)] * len(histories)
+        for (person_id, history), span in zip(histories, days, strict=True):
             # the model reads a later chunk as it learnt to
             chunks = grammar.chunks(history, context)
             self.prompts.append(
-                Prompt(history, chunks[-1][0].tolist(), len(chunks), person_id)
+                Prompt(history, chunks[-1][0].tolist(), len(chunks), person_id, *span)
             )
 
     def __len__(self) -> int:
@@ -165,10 +172,7 @@ def known_until(history: np.ndarray, grammar: Grammar, last: int) -> int:
     begins = states[:PROMPT_TOKENS], grammar.kind[history[:PROMPT_TOKENS]]
     if not grammar.is_sampled[begins].all():
         return 0
-    moves = grammar.moves_cursor[history]
-    year = np.flatnonzero(grammar.has_kind("year")[history])[0]
-    january = day_of(f"{int(grammar.number[history[year]]):04d}-01-01")
-    cursor = january + np.cumsum(np.where(moves, grammar.days[history], 0))
+    moves, cursor = grammar.moves_cursor[history], grammar.cursor(history)
     in_number = grammar.places[states[1:]] == "days"
     # where a number of days is complete, and lies beyond
     beyond = np.flatnonzero(moves & ~in_number & (cursor > last))

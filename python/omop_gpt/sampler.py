@@ -39,6 +39,7 @@ from omop_gpt.step import InputError
 STRATEGIES = ("TopPStrategy", "TopKStrategy", "TopMixStrategy")
 # Longest run of tokens without a place to cut: an event with its fields, a move, ...
 LONGEST_UNCUT = 24
+NEVER = 1 << 40  # a day that no history reaches
 SHORTEST_CONTEXT = 64  # holds a later chunk's prompt, such a run, and some more
 
 
@@ -307,6 +308,7 @@ class Sampler:
                 )
             self.write(sampled, drawn)
             finished = self.mask.state == self.mask.finish
+            finished |= drawn & (self.mask.cursor > self.last_day)
             full = position >= self.width - LONGEST_UNCUT
             if self.config.use_mask:
                 cut = full & drawn & self.may_cut[place] & self.cuts[sampled]
@@ -351,6 +353,7 @@ class Sampler:
         self.rows = [Row() for _ in range(rows)]
         self.masked: dict[str, torch.Tensor] = {}
         self.stream = torch.full((rows,), -1, dtype=torch.long, device=self.device)
+        self.last_day = torch.full_like(self.stream, NEVER)
         self.history = torch.full(
             (rows, self.width),
             self.grammar.pad_id,
@@ -371,6 +374,7 @@ class Sampler:
         kept = sorted(kept[:size])
         self.rows = [self.rows[r] for r in kept]
         self.stream, self.history = self.stream[kept], self.history[kept]
+        self.last_day = self.last_day[kept]
         self.masked = {name: value[kept] for name, value in self.masked.items()}
         self.mask.keep(kept)
         self.slots.keep(kept)
@@ -481,7 +485,9 @@ class Sampler:
         history = row.prompt.history
         is_forecast = row.prompt.person_id is not None
         limit = self.mask.max_tokens + (len(history) if is_forecast else 0)
-        self.mask.begin(r, history, limit=limit)
+        self.mask.begin(r, history, limit=limit, first_day=row.prompt.first_day)
+        last_day = row.prompt.last_day
+        self.last_day[r] = NEVER if last_day is None else last_day
         self.make_room(len(history))
         self.history[r] = self.grammar.pad_id  # repetition_penalty reads it
         self.history[r, : len(history)] = torch.as_tensor(history, device=self.device)

@@ -17,6 +17,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from omop_gpt.canaries import MULTIPLICITIES, TOKENS
 from omop_gpt.flags import flag, unknown_flag
 from omop_gpt.step import InputError
 
@@ -112,6 +113,11 @@ class TrainConfig:
     early_stopping_threshold: float = flag("Nats per token that count as a fall.", 0.0)
     early_stopping_patience: int = flag("Evaluations without a fall that stop it.", 1)
     keep_checkpoints: bool = flag("Leave checkpoint-* folders at the end.", False)
+    canaries: int = flag(
+        "Made-up patients to train on as well, a fifth each once, 2, 4, 8 and 16 "
+        "times: evaluate tells what was learnt by heart. Not for a release.",
+        0,
+    )
 
     def __post_init__(self) -> None:
         """Check what can be checked without data."""
@@ -139,6 +145,16 @@ class TrainConfig:
         if self.sample_packing and most is not None and most < context:
             raise InputError(
                 f"--max_tokens_per_batch {most} cannot hold one context of "
+                f"--max_position_embeddings {context}."
+            )
+        if self.canaries < 0 or self.canaries % len(MULTIPLICITIES):
+            raise InputError(
+                f"--canaries {self.canaries}: 0, or a multiple of "
+                f"{len(MULTIPLICITIES)}."
+            )
+        if self.canaries and context < TOKENS:
+            raise InputError(
+                f"--canaries have up to {TOKENS} tokens: raise "
                 f"--max_position_embeddings {context}."
             )
         if not 0 <= self.dropout < 1:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from transformers import (
     AutoConfig,
     EarlyStoppingCallback,
@@ -28,6 +29,12 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging as transformers_logging
 
+from omop_gpt.canaries import (
+    draw_canaries,
+    insert_canaries,
+    read_canaries,
+    write_canaries,
+)
 from omop_gpt.grammar import Grammar, save_tokenizer
 from omop_gpt.nats import baselines
 from omop_gpt.packing import Chunks, Packs, Pad, pack, read_chunks
@@ -105,6 +112,7 @@ def train(config: TrainConfig, arguments: TrainingArguments) -> dict[str, Any]:
         if checkpoint:
             check_vocabulary(checkpoint, work.grammar)
         _check_folder(out, checkpoint, work.job)
+        canaries = _canaries(config, work, arguments.seed)
         train_chunks, eval_chunks = (
             read_chunks(
                 folder,
@@ -129,8 +137,16 @@ def train(config: TrainConfig, arguments: TrainingArguments) -> dict[str, Any]:
         arguments._n_gpu = 1
     set_seed(arguments.seed)
     model = build_model(config, work.grammar, work.start_model)
-    train_batches, eval_batches = _batches(config, arguments, train_chunks, eval_chunks)
+    learnt = (
+        insert_canaries(train_chunks, canaries) if config.canaries else train_chunks
+    )
+    train_batches, eval_batches = _batches(config, arguments, learnt, eval_chunks)
     _announce(model, arguments, train_chunks, eval_chunks)
+    if config.canaries:
+        log.info(
+            f"canaries: {config.canaries:,} made-up patients, seen "
+            f"{len(learnt) - len(train_chunks):,} times an epoch; not for a release"
+        )
     counted = {}
     if eval_batches and arguments.process_index == 0:
         counted = baselines(train_chunks, eval_chunks, work.grammar.vocab_size)
@@ -152,7 +168,7 @@ def train(config: TrainConfig, arguments: TrainingArguments) -> dict[str, Any]:
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     validation = _validation(trainer) if eval_batches else {}
     if arguments.process_index == 0:
-        _write_model(trainer, work.grammar, out)
+        _write_model(trainer, work.grammar, canaries, out)
     trainer.accelerator.wait_for_everyone()
     losses = [r["loss"] for r in trainer.state.log_history if "loss" in r]
     nats = {"model": validation.get("eval_nats_per_patient"), **counted}
@@ -161,6 +177,7 @@ def train(config: TrainConfig, arguments: TrainingArguments) -> dict[str, Any]:
         log.info("nats per validation patient: %s", told)
     return {
         "patients": train_chunks.patients,
+        "canary_copies": len(learnt) - len(train_chunks),
         "chunks": len(train_chunks),
         "tokens_predicted": train_chunks.predicted,
         "validation_patients": eval_chunks.patients,
@@ -227,6 +244,22 @@ def _work(config: TrainConfig, arguments: TrainingArguments) -> _Work:
             "inputs": " ".join(inputs),
         },
     )
+
+
+def _canaries(config: TrainConfig, work: _Work, seed: int) -> pa.Table | None:
+    """Return what the model's folder must tell of canaries.
+
+    Those that are asked for, or those that the start model has seen. Raises InputError
+    where both would be.
+    """
+    seen = work.start_model and read_canaries(work.start_model)
+    if not config.canaries:
+        return seen
+    if seen is not None:
+        raise InputError(
+            f"{work.start_model} was trained on canaries already: leave out --canaries."
+        )
+    return draw_canaries(work.grammar, config.canaries, seed)
 
 
 def _vocabularies(folder: str | Path) -> list[Path]:
@@ -416,7 +449,9 @@ def _validation(trainer: PatientTrainer) -> dict[str, float]:
     return trainer.evaluate()
 
 
-def _write_model(trainer: PatientTrainer, grammar: Grammar, out: Path) -> None:
+def _write_model(
+    trainer: PatientTrainer, grammar: Grammar, canaries: pa.Table | None, out: Path
+) -> None:
     """Write the model's folder; config.json comes last and says that it is whole."""
     write_metrics(trainer.state.log_history, out / "training" / "metrics.jsonl")
     draw_losses(trainer.state.log_history, out / "training" / "loss.png")
@@ -427,6 +462,8 @@ def _write_model(trainer: PatientTrainer, grammar: Grammar, out: Path) -> None:
     model.save_pretrained(partial)
     save_tokenizer(grammar, partial)
     shutil.copytree(grammar.folder, partial / "vocabulary")
+    if canaries is not None:
+        write_canaries(canaries, partial)
     for path in sorted(partial.iterdir(), key=lambda p: p.name == "config.json"):
         target = out / path.name
         if target.is_dir():

@@ -151,6 +151,9 @@ def make_grammar(
         for value in values
         if event in token_id and value in token_id
     ]
+    tables_of = {
+        row["prefix"]: row["source_table"] for row in read_seed("event_tables")
+    }
     tables = {
         "vocabulary": {
             "token_id": pa.array(range(len(rows)), pa.int32()),
@@ -158,6 +161,9 @@ def make_grammar(
             "kind": pa.array(kinds),
             "concept_id": pa.array(
                 [concept_of(k, t) for k, t in zip(kinds, tokens)], pa.int64()
+            ),
+            "source_table": pa.array(
+                [tables_of.get(t.split(":")[0] + ":") for t in tokens], pa.string()
             ),
             "days": pa.array(days, pa.int32()),
             "number": pa.array(numbers, pa.int64()),

@@ -1,6 +1,7 @@
 """Gates: what passes, fails, and cannot be said; against cases worked out by hand."""
 
 import math
+from dataclasses import replace
 
 import duckdb
 import pytest
@@ -20,6 +21,7 @@ def gate(**changes) -> Gate:
         "gate_order": 1, "metric": "m", "stratum": "all", "family": "fidelity",
         "level": "must", "title": "t", "bound": "value", "direction": "at_most",
         "threshold": 0.1, "ideal_factor": 0.0, "ideal_margin": 0.0, "cap": 0.0,
+        "is_optional": 0,
     }  # fmt: skip
     return Gate(**(plain | changes))
 
@@ -118,8 +120,17 @@ def test_verdict_and_anchors():
     blind = [m for m in metrics if (m.name, m.cohort) != ("leak", "copy")]
     rows = gate_rows(blind, gates, cohorts)
     assert not check_anchors(rows)["copy"]
-    rows = gate_rows([m for m in metrics if m.name != "leak"], gates, cohorts)
+    unasked = [m for m in metrics if m.name != "leak"]
+    rows = gate_rows(unasked, gates, cohorts)
     assert verdict(rows, 5_000)["outcome"] == "undecided"
+    # what only some models have keeps nothing open, unless it was tried in vain
+    optional = [replace(g, is_optional=int(g.metric == "leak")) for g in gates]
+    rows = gate_rows(unasked, optional, cohorts)
+    assert verdict(rows, 5_000)["outcome"] == "passed"
+    rows = gate_rows([*unasked, metric(math.nan, name="leak")], optional, cohorts)
+    assert verdict(rows, 5_000)["outcome"] == "undecided"
+    rows = gate_rows([*unasked, metric(0.6, name="leak")], optional, cohorts)
+    assert verdict(rows, 5_000)["outcome"] == "failed"
     failed = [m for m in metrics if m.name != "m" or m.cohort != "synthetic"]
     rows = gate_rows([*failed, metric(0.2)], gates, cohorts)
     assert verdict(rows, 500)["outcome"] == "failed"

@@ -119,7 +119,8 @@ def con(tmp_path_factory):
     done = subprocess.run(
         [
             sys.executable, "-m", "dbt.cli.main", "run", "--select",
-            "incident_conditions", "task_labels", "task_prevalence",
+            "incident_conditions", "prediction_tasks", "task_outcomes", "task_labels",
+            "task_prevalence",
             "person_summaries", "--project-dir", ROOT, "--profiles-dir", ROOT,
             "--target-path", folder / "target", "--log-path", folder / "logs",
         ],

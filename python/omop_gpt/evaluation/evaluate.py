@@ -28,6 +28,7 @@ from omop_gpt.evaluation import (
     utility,
 )
 from omop_gpt.evaluation.anchors import make_anchors
+from omop_gpt.evaluation.canaries import measure_canaries
 from omop_gpt.evaluation.cohorts import (
     CALIBRATION,
     HOLDOUT,
@@ -39,6 +40,7 @@ from omop_gpt.evaluation.cohorts import (
 from omop_gpt.evaluation.datacard import write_data_card
 from omop_gpt.evaluation.report import write_report
 from omop_gpt.evaluation.results import PROFILES, Profile, Results
+from omop_gpt.evaluation.rollouts import measure_rollouts
 from omop_gpt.evaluation.scorecard import (
     add_to_scorecard,
     check_anchors,
@@ -86,6 +88,11 @@ class EvaluateConfig:
     profile: str = flag(
         f"How much work: {', '.join(PROFILES)}; only full runs all anchors.", "standard"
     )
+    rollouts: int = flag(
+        "Times that the model goes on with each person that it is asked to foretell; "
+        "0: not asked; -1: as the profile says.",
+        -1,
+    )
     warehouse: str = flag(
         "DuckDB file of the marts; without it, <synthetic_folder>/../warehouse.duckdb.",
         "",
@@ -102,14 +109,21 @@ def evaluate(config: EvaluateConfig) -> Path:
         raise InputError(
             f"--profile {config.profile}: it is one of {', '.join(PROFILES)}."
         )
-    profile = PROFILES[config.profile].with_seed(config.seed)
+    if config.rollouts < -1:
+        raise InputError(f"--rollouts {config.rollouts}: at least 0, or -1.")
+    profile = PROFILES[config.profile].changed(config.seed, config.rollouts)
     output = Path(config.output_folder)
     real, synthetic = Path(config.real_folder), Path(config.synthetic_folder)
     model = Path(config.model_folder) if config.model_folder else None
     if model and not (model / "config.json").is_file():
         raise InputError(f"--model_folder {model} holds no model (no config.json).")
-    settings = {"profile": profile.name, "seed": profile.seed, "model": bool(model)}
+    settings = {
+        "profile": profile.name, "seed": profile.seed, "model": bool(model),
+        "rollouts": profile.rollouts if model else 0,
+    }  # fmt: skip
     inputs = folder_fingerprint(real / "timeline") + folder_fingerprint(synthetic)
+    if model:
+        inputs += folder_fingerprint(model, "*.safetensors")
     if is_done(output, step="evaluate", settings=settings, inputs=inputs):
         log.info("evaluate: done before, in %s", output)
         return output
@@ -142,8 +156,13 @@ def evaluate(config: EvaluateConfig) -> Path:
             if model:
                 before = len(results.metrics)
                 privacy.measure_model(con, model, real, profile, results)
+                measure_canaries(model, synthetic, results)
                 families |= {m.name: "privacy" for m in results.metrics[before:]}
-                say(started, "the model's own attack")
+                say(started, "attacks with the model itself")
+                before = len(results.metrics)
+                measure_rollouts(con, model, real, synthetic, profile, results)
+                families |= {m.name: "utility" for m in results.metrics[before:]}
+                say(started, "what the model foretells")
             measure_quality(con, results)
             report = judge(con, results, families, profile, run_of(synthetic, profile))
             report["folders"] = {

@@ -406,7 +406,18 @@ def draw_utility(source: Source) -> Figure | None:
 
 def draw_calibration(source: Source) -> Figure | None:
     """Risk foretold by models of synthetic patients, against what came."""
-    rows = source.curve("utility_calibration", SYNTHETIC, model="logistic")
+    return calibration_figure(
+        source.curve("utility_calibration", SYNTHETIC, model="logistic")
+    )
+
+
+def draw_zero_shot_calibration(source: Source) -> Figure | None:
+    """Risk foretold by the model's own roll-outs, against what came."""
+    return calibration_figure(source.curve("zero_shot_calibration", SYNTHETIC))
+
+
+def calibration_figure(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Draw foretold risk against what came, a picture for each task."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))[:8]
     if not tasks:
         return None
@@ -422,6 +433,29 @@ def draw_calibration(source: Source) -> Figure | None:
         )
         axis.plot([0, top], [0, top], color="#888888", linewidth=1)
         axis.set_title(task, fontsize=8)
+    return figure
+
+
+def draw_zero_shot(source: Source) -> Figure | None:
+    """AUROC of the model's own roll-outs by their number, beside what is learnt."""
+    rows = source.curve("zero_shot_auroc", SYNTHETIC)
+    tasks = list(dict.fromkeys(row["task"] for row in rows))[:8]
+    if not tasks:
+        return None
+    figure, axes = small_multiples(len(tasks), 2.3)
+    for axis, task in zip(axes, tasks):
+        points = [row for row in rows if row["task"] == task]
+        axis.plot(
+            [r["rollouts"] for r in points], [r["zero_shot"] for r in points], "o-",
+            markersize=3, color=COLORS[SYNTHETIC], label="roll-outs",
+        )  # fmt: skip
+        for name, label, color in (
+            ("logistic", "logistic regression", COLORS[HOLDOUT]),
+            ("floor", "age, sex and race", "#bbbbbb"),
+        ):
+            axis.axhline(points[0][name], color=color, linewidth=1, label=label)
+        axis.set_title(f"{task}, {points[0]['persons']} persons", fontsize=8)
+    axes[0].legend(fontsize=6)
     return figure
 
 
@@ -656,6 +690,36 @@ def draw_copies(source: Source) -> Figure | None:
     return figure
 
 
+def draw_canaries(source: Source) -> Figure | None:
+    """Draw how far canaries stand out among decoys, by how often they were seen."""
+    rows = source.curve("canary_exposures", SYNTHETIC)
+    if not rows:
+        return None
+    figure, axes = new_figure()
+    axis = axes[0][0]
+    times = sorted({row["multiplicity"] for row in rows})
+    found = [[r["exposure"] for r in rows if r["multiplicity"] == n] for n in times]
+    for place, values in enumerate(found):
+        axis.plot(
+            [place] * len(values), values, "o", color=COLORS[SYNTHETIC], alpha=0.4
+        )
+    axis.plot(
+        range(len(times)), [np.mean(values) for values in found],
+        color=COLORS[SYNTHETIC], label="mean",
+    )  # fmt: skip
+    # the mean of log2 of one over a uniform share
+    axis.axhline(np.log2(np.e), color="#888888", linestyle=":", label="mean by chance")
+    axis.axhline(rows[0]["most"], color=COLORS["copy"], label="likelier than any decoy")
+    axis.set_xticks(range(len(times)), times)
+    axis.set(
+        xlabel="times that an epoch showed them",
+        ylabel="exposure, bits",
+        ylim=(0, None),
+    )
+    axis.legend(fontsize=8)
+    return figure
+
+
 # what is drawn, in which section, and how to read it
 PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
     (
@@ -741,6 +805,19 @@ PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
         "Foretold risk across, what came up, in tenths; the line is right.",
     ),
     (
+        "Use",
+        "Foretold by the model itself",
+        draw_zero_shot,
+        "AUROC on real persons, by the number of times that the model went on with "
+        "each; the lines are what is learnt from the real training.",
+    ),
+    (
+        "Use",
+        "Calibration of the model itself",
+        draw_zero_shot_calibration,
+        "Share of roll-outs in which it came across, what came up; the line is right.",
+    ),
+    (
         "Privacy",
         "Membership and distances",
         draw_membership,
@@ -752,6 +829,13 @@ PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
         "Copied runs",
         draw_copies,
         "What the training has more often than the holdout was learnt by heart.",
+    ),
+    (
+        "Privacy",
+        "Canaries",
+        draw_canaries,
+        "Made-up patients that were put into the training, one point each: how much "
+        "likelier the model finds them than others like them.",
     ),
 )
 
@@ -951,7 +1035,7 @@ def protocol(report: Mapping[str, Any]) -> str:
         "versions": ", ".join(f"{k} {v}" for k, v in report["versions"].items()),
         "folders": ", ".join(f"{k} {v}" for k, v in report["folders"].items() if v),
         "not run": ", ".join(not_run) or "nothing of the gates",
-        "not tried": "canaries, attacks with outside knowledge, a formal bound; "
+        "not tried": "attacks with outside knowledge, a formal bound; "
         "one set of synthetic patients, not several of different seeds",
     }
     rows = "".join(

@@ -54,11 +54,15 @@ class Profile:
     targets: int  # of the attacks, from the training and from the holdout each
     bootstraps: int
     discriminator_persons: int  # of each side
+    rollouts: int  # of the model, of each person of a task; 0: none
+    rollout_persons: int  # of the holdout, of each task
     seed: int = 42
 
-    def with_seed(self, seed: int) -> Profile:
-        """Return the same, with another seed."""
-        return dataclasses.replace(self, seed=seed)
+    def changed(self, seed: int, rollouts: int = -1) -> Profile:
+        """Return the same, with another seed, and so many roll-outs, if not -1."""
+        if rollouts < 0:
+            rollouts = self.rollouts
+        return dataclasses.replace(self, seed=seed, rollouts=rollouts)
 
 
 PROFILES = {
@@ -68,6 +72,8 @@ PROFILES = {
         targets=500,
         bootstraps=100,
         discriminator_persons=1_000,
+        rollouts=0,
+        rollout_persons=200,
     ),
     "standard": Profile(
         name="standard",
@@ -75,6 +81,8 @@ PROFILES = {
         targets=10_000,
         bootstraps=200,
         discriminator_persons=10_000,
+        rollouts=20,
+        rollout_persons=200,
     ),
     "full": Profile(
         name="full",
@@ -85,5 +93,7 @@ PROFILES = {
         targets=10_000,
         bootstraps=1_000,
         discriminator_persons=20_000,
+        rollouts=50,
+        rollout_persons=2_000,
     ),
 }  # fmt: skip

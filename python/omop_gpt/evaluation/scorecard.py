@@ -52,6 +52,7 @@ class Gate:
     ideal_factor: float
     ideal_margin: float
     cap: float
+    is_optional: int
 
     def limit(self, ideal: Metric | None) -> float:
         """Return the bound, which may follow the ideal anchor up to a cap."""
@@ -200,7 +201,8 @@ def verdict(rows: Sequence[Mapping[str, Any]], least_persons: int) -> dict[str, 
     """Judge the synthetic patients by their gates; every must, and most shoulds.
 
     `least_persons`: of the holdout and the halves of the reserve. Below LEAST_PERSONS
-    nothing passes; what fails clearly still fails.
+    nothing passes; what fails clearly still fails. A gate that is optional and was not
+    run keeps nothing open.
     """
     ours = [row for row in rows if row["cohort"] == SYNTHETIC]
     counts = {
@@ -214,7 +216,12 @@ def verdict(rows: Sequence[Mapping[str, Any]], least_persons: int) -> dict[str, 
     judged = should["passed"] + should["failed"]
     if must["failed"] or (judged and should["passed"] < 0.8 * judged):
         outcome = "failed"
-    elif least_persons < LEAST_PERSONS or must["passed"] < sum(must.values()):
+    elif least_persons < LEAST_PERSONS or any(
+        row["level"] == "must"
+        and row["status"] != "passed"
+        and not (row["is_optional"] and row["status"] == "not_run")
+        for row in ours
+    ):
         outcome = "undecided"
     else:
         outcome = "passed"

@@ -1,13 +1,5 @@
 -- One row per prediction task and person: a day to look ahead from, what was known of
 -- the person on it beside the codes, and what came after it.
-{%- set tasks = [
-    {'task': 'readmit30', 'visit': 'inpatient', 'at_end': true, 'horizon': 30,
-     'survives': true},
-    {'task': 'admit180', 'visit': 'outpatient', 'horizon': 180},
-    {'task': 'mortality365', 'least_age': 50, 'horizon': 365},
-    {'task': 'next_visit_type'},
-    {'task': 'los_over_3', 'visit': 'inpatient'},
-] %}
 {%- set index_date %}
         case when tasks.at_end then visit_end_date else visit_start_date end
             as index_date
@@ -164,29 +156,9 @@ followed_visits as (
 
 ),
 
--- what each task looks ahead from, and how far
 tasks as (
 
-    {%- for task in tasks %}
-        select
-            '{{ task.task }}' as task,
-            '{{ task.visit | default('any') }}' as visit_type,
-            {{ task.at_end | default(false) }} as at_end,
-            {{ task.least_age | default('null') }} as least_age,
-            {{ task.horizon | default(0) }} as horizon,
-            {{ task.survives | default(false) }} as survives,
-            0 as condition_order
-        union all
-    {%- endfor %}
-    select
-        concat('incident_', concept_id) as task,
-        'any' as visit_type,
-        false as at_end,
-        18 as least_age,
-        1095 as horizon,
-        false as survives,
-        condition_order
-    from {{ ref('incident_conditions') }}
+    select * from {{ ref('prediction_tasks') }}
 
 ),
 
@@ -262,20 +234,35 @@ indices as (
 outcomes as (
 
     select
-        onsets.cohort, onsets.person_id, tasks.task, onsets.onset_date as outcome_date
-    from onsets
-    inner join tasks on onsets.condition_order = tasks.condition_order
+        events.cohort,
+        events.person_id,
+        task_outcomes.task,
+        events.event_date as outcome_date
+    from {{ source('cohorts', 'events') }} as events
+    inner join {{ ref('task_outcomes') }} as task_outcomes
+        on
+            events.source_table = task_outcomes.source_table
+            and events.concept_id = task_outcomes.concept_id
     union all
-    select cohort, person_id, 'mortality365' as task, death_date as outcome_date
+    select
+        visits.cohort,
+        visits.person_id,
+        task_outcomes.task,
+        visits.visit_start_date as outcome_date
+    from {{ source('cohorts', 'visits') }} as visits
+    inner join {{ ref('task_outcomes') }} as task_outcomes
+        on
+            task_outcomes.source_table = 'visit_occurrence'
+            and visits.visit_concept_id = task_outcomes.concept_id
+    union all
+    select
+        persons.cohort,
+        persons.person_id,
+        task_outcomes.task,
+        persons.death_date as outcome_date
     from persons
-    union all
-    select cohort, person_id, 'readmit30' as task, visit_start_date as outcome_date
-    from typed_visits
-    where visit_type = 'inpatient'
-    union all
-    select cohort, person_id, 'admit180' as task, visit_start_date as outcome_date
-    from typed_visits
-    where visit_type in ('inpatient', 'emergency')
+    inner join {{ ref('task_outcomes') }} as task_outcomes
+        on task_outcomes.source_table = 'death'
 
 ),
 
