@@ -222,7 +222,10 @@ def made_by(manifest: Mapping[str, Any]) -> str:
 
 
 def say_quality(database: Path, schema: str) -> dict[str, int]:
-    """Tell what the quality checks found; returns how many have each verdict."""
+    """Tell what the quality checks found; returns how many have each verdict.
+
+    And, as fatal_applied and fatal_failed, what became of the fatal ones.
+    """
     import duckdb
 
     with duckdb.connect(str(database), read_only=True) as con:
@@ -232,6 +235,11 @@ def say_quality(database: Path, schema: str) -> dict[str, int]:
                 "group by 1 order by 1"
             ).fetchall()
         )
+        applied, failed = con.execute(
+            "select count(*) filter (status <> 'not_applicable'), "
+            f"count(*) filter (status = 'failed') from {schema}_quality.quality_report "
+            "where severity = 'fatal'"
+        ).fetchone()
         worse = con.execute(
             "select check_name, cdm_table, cdm_field, rows_violated, denominator, "
             f"source_rows_violated, source_denominator from {schema}_quality"
@@ -259,7 +267,7 @@ def say_quality(database: Path, schema: str) -> dict[str, int]:
             "marked with vocabulary_id omop-gpt",
             added,
         )
-    return verdicts
+    return verdicts | {"fatal_applied": applied, "fatal_failed": failed}
 
 
 def ledger_rows(database: Path, schema: str) -> dict[str, int]:

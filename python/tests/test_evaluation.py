@@ -31,6 +31,9 @@ def test_a_run_ends_with_a_report(loop):
     not_run = {row["metric"] for row in gates if row["status"] == "not_run"}
     asked = {row["metric"] for row in gates if row["is_optional"]}
     assert not_run <= asked | {"identity_disclosure"}
+    (fatal,) = [row for row in gates if row["metric"] == "fatal_failures"]
+    assert (fatal["status"], fatal["value"]) == ("passed", 0)
+    assert fatal["n"] > 300
     # some forty real persons certify nothing
     assert report["verdict"]["outcome"] != "passed"
     with duckdb.connect(str(loop / "warehouse.duckdb"), read_only=True) as con:

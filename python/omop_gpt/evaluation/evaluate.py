@@ -163,7 +163,7 @@ def evaluate(config: EvaluateConfig) -> Path:
                 measure_rollouts(con, model, real, synthetic, profile, results)
                 families |= {m.name: "utility" for m in results.metrics[before:]}
                 say(started, "what the model foretells")
-            measure_quality(con, results)
+            measure_quality(synthetic, results)
             report = judge(con, results, families, profile, run_of(synthetic, profile))
             report["folders"] = {
                 "real": str(real), "synthetic": str(synthetic),
@@ -235,19 +235,13 @@ def measure(
     return results, families
 
 
-def measure_quality(con: duckdb.DuckDBPyConnection, results: Results) -> None:
+def measure_quality(synthetic: Path, results: Results) -> None:
     """Take over what decode's quality checks found, where they were run."""
-    found = con.execute(
-        "select count(*) from information_schema.tables "
-        "where table_schema = 'synthetic_quality' and table_name = 'quality_report'"
-    ).fetchone()
-    if not found[0]:
-        return
-    checks, failures = con.execute(
-        "select count(*), count(*) filter (verdict = 'failed') "
-        "from synthetic_quality.quality_report where severity = 'fatal'"
-    ).fetchone()
-    results.add("fatal_failures", SYNTHETIC, failures, n=checks)
+    decoded = (read_manifest(synthetic) or {}).get("result") or {}
+    quality = decoded.get("quality") or {}
+    if "fatal_failed" in quality:
+        failed, applied = quality["fatal_failed"], quality["fatal_applied"]
+        results.add("fatal_failures", SYNTHETIC, failed, n=applied)
 
 
 def judge(
