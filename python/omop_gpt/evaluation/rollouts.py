@@ -106,7 +106,7 @@ def measure_rollouts(
         task, case = asked[number]
         found[number, rollout] = judged(
             grammar, outcomes[task], case.index_day, sampled.token_ids,
-            known=len(case.known), is_stopped=sampled.ended_by_limit,
+            is_stopped=sampled.ended_by_limit,
         )  # fmt: skip
     ends = np.cumsum([len(some) for some in cases.values()])[:-1]
     add_forecasts(reference, cases, dict(zip(cases, np.split(found, ends))), results)
@@ -230,7 +230,6 @@ def judged(
     index_day: int,
     token_ids: np.ndarray,
     *,
-    known: int,
     is_stopped: bool,
 ) -> int:
     """Tell what comes of a roll-out: TRUE or FALSE, or why it does not count.
@@ -241,17 +240,17 @@ def judged(
     """
     if is_stopped:
         return STOPPED
-    new, days = token_ids[known:], grammar.cursor(token_ids)[known:]
+    days = grammar.cursor(token_ids)
     until = index_day + outcome.horizon
-    deaths = days[grammar.has_kind("death")[new]]
+    deaths = days[grammar.has_kind("death")[token_ids]]
     if len(deaths):
         counts = not outcome.survives or deaths[0] > until
     else:
         # a gap leads to what follows it, so the cursor tells how far the record goes
-        counts = days.max(initial=index_day) >= until
+        counts = days.max() >= until
     if not counts:
         return ENDED
-    return int((outcome.tokens[new] & (days > index_day) & (days <= until)).any())
+    return int((outcome.tokens[token_ids] & (days > index_day) & (days <= until)).any())
 
 
 def risks_of(found: np.ndarray) -> np.ndarray:
