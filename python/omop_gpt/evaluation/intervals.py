@@ -19,6 +19,7 @@ import pyarrow as pa
 from scipy import sparse
 
 from omop_gpt.evaluation.cohorts import HOLDOUT
+from omop_gpt.evaluation.results import UNKNOWN
 
 if TYPE_CHECKING:
     import duckdb
@@ -32,7 +33,6 @@ LEAST_DRAWS = 20  # that have a value
 TAIL = 0.025  # beyond each end of an interval
 AT_ONCE = 50  # draws in memory
 
-UNKNOWN = np.nan, np.nan
 Distance = Callable[[np.ndarray, np.ndarray], float]  # of keys (n,), counts (2, n)
 
 

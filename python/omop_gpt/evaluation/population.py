@@ -8,7 +8,7 @@ copy of the training passes all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +29,8 @@ from omop_gpt.warehouse import project_folder
 if TYPE_CHECKING:
     import duckdb
 
-    from omop_gpt.evaluation.results import Profile, Results
+    from omop_gpt.evaluation.results import Add, Profile, Results
 
-Add = Callable[..., None]  # (name, value, stratum="all", ends=UNKNOWN)
 Concept = tuple[str, int]  # source_table, concept_id
 
 COMPARED = 0.002  # concepts of at least this share of persons, in either cohort
@@ -74,17 +73,7 @@ def measure(
         con, "evaluation_private.population_persons", "person_id", candidate, profile
     )
 
-    def add(
-        name: str,
-        value: float | None,
-        stratum: str = "all",
-        ends: tuple[float, float] = UNKNOWN,
-    ) -> None:
-        value, (low, high) = np.nan if value is None else value, ends
-        results.add(
-            name, candidate, value, stratum=stratum, ci_low=low, ci_high=high,
-            n=sizes[1],
-        )  # fmt: skip
+    add = results.adder(candidate, sizes[1])
 
     concepts, counts = concept_counts(con, candidate)
     # (2, K) shares of persons, of the holdout and of the candidate

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+Add = Callable[..., None]  # (name, value, stratum="all", ends=UNKNOWN)
+UNKNOWN = math.nan, math.nan  # the ends of an interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,22 @@ class Results:
         self.metrics.append(
             Metric(name=name, cohort=cohort, value=float(value), **more)
         )
+
+    def adder(self, cohort: str, n: int) -> Add:
+        """Return what adds metrics of one cohort of `n` persons; None is no number."""
+
+        def add(
+            name: str,
+            value: float | None,
+            stratum: str = "all",
+            ends: tuple[float, float] = UNKNOWN,
+        ) -> None:
+            value, (low, high) = math.nan if value is None else value, ends
+            self.add(
+                name, cohort, value, stratum=str(stratum), ci_low=low, ci_high=high, n=n
+            )
+
+        return add
 
     def draw(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """Add rows to a curve."""

@@ -10,7 +10,7 @@ drawn anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +30,9 @@ from omop_gpt.evaluation.intervals import UNKNOWN, Draws, draw_persons, pairs_of
 if TYPE_CHECKING:
     import duckdb
 
-    from omop_gpt.evaluation.results import Profile, Results
+    from omop_gpt.evaluation.results import Add, Profile, Results
 
 PRIVATE = "evaluation_private.temporal"  # what the tables begin with
-Add = Callable[..., None]  # (name, value, stratum="all", ends=UNKNOWN)
 
 LEAST_GAPS = 200  # of a rank band, on both sides
 LEAST_PERSONS = 50  # whose histories' lengths are compared
@@ -77,17 +76,7 @@ def measure(
         con, "evaluation_private.temporal_persons", "person_number", candidate, profile
     )
 
-    def add(
-        name: str,
-        value: float | None,
-        stratum: str = "all",
-        ends: tuple[float, float] = UNKNOWN,
-    ) -> None:
-        value, (low, high) = np.nan if value is None else value, ends
-        results.add(
-            name, candidate, value, stratum=str(stratum), ci_low=low, ci_high=high,
-            n=size,
-        )  # fmt: skip
+    add = results.adder(candidate, size)
 
     measure_gaps(con, candidate, draws, add)
     measure_transitions(con, candidate, draws, add)
