@@ -60,7 +60,8 @@ PRIVACY = {"bound": "ci_high", "family": "privacy"}
         ({}, metric(0.13, 0.11, 0.15), IDEAL, "failed"),
         ({}, metric(0.13, 0.11, 0.15), None, "failed"),
         ({}, metric(0.13, 0.09, 0.15), None, "underpowered"),
-        ({"family": "utility"}, metric(0.12, 0.09, 0.15), IDEAL, "failed"),
+        ({"family": "utility"}, metric(0.12, 0.09, 0.15), IDEAL, "underpowered"),
+        ({"family": "quality"}, metric(0.12, 0.09, 0.15), IDEAL, "failed"),
         (
             {"direction": "at_least", "threshold": 0.9}, metric(0.8, 0.7, 0.91),
             metric(1), "underpowered",

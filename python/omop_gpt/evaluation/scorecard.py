@@ -24,6 +24,8 @@ LEAST_PERSONS = 1_000
 # which anchor a family's score counts to: 0 is the ideal, 1 is this one
 WORST = {"privacy": "copy"}
 FIDELITY_WORST = "unigram"
+# families whose gates fail only where the whole interval is beyond the bound
+BY_INTERVAL = ("fidelity", "utility")
 # what an anchor has to fail, for the evaluation to be believed
 MUST_FAIL = {
     "copy": "privacy",
@@ -74,8 +76,8 @@ class Gate:
     def status(self, metric: Metric | None, ideal: Metric | None) -> str:
         """Return passed, failed, underpowered, undefined (NaN), or not_run.
 
-        A gate of fidelity with an interval fails where the whole interval is beyond the
-        bound, and the value beyond the ideal's: chance does not explain the miss.
+        A gate of fidelity or utility with an interval fails where the whole interval is
+        beyond the bound, and the value beyond the ideal's: chance does not explain it.
         A bound on the upper end of an interval is missed for sure only where the value
         itself is beyond it and the interval beyond the ideal; between, the targets are
         too few. A gate that the ideal anchor misses cannot be passed. It still fails
@@ -87,7 +89,7 @@ class Gate:
         if not is_known(metric):
             return "undefined"
         excess = self.excess(metric, ideal)
-        if self.family == "fidelity" and excess > 0 and not math.isnan(metric.ci_low):
+        if self.family in BY_INTERVAL and excess > 0 and not math.isnan(metric.ci_low):
             best = metric.ci_low if self.direction == "at_most" else metric.ci_high
             is_sure = self.worse(best, self.limit(ideal)) > 0 and (
                 not is_known(ideal) or self.worse(metric.value, ideal.value) > 0
