@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from omop_gpt.pack import filled, numbers
 from omop_gpt.step import InputError, write_json
 
 GRAMMAR_FILES = ("kinds.csv", "states.csv", "transitions.csv", "fields.csv")
@@ -35,13 +36,19 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def read_parquet(path: Path) -> pa.Table:
+    """Rows of a file, without pq.read_table(), which imports pandas."""
+    with pq.ParquetFile(path) as file:
+        return file.read()
+
+
 def fingerprint(folder: Path) -> str:
     """Hash what gives token ids their meaning: grammar, vocabulary and bins."""
     digest = hashlib.sha256()
     for name in GRAMMAR_FILES:
         digest.update((folder / "grammar" / name).read_bytes())
     for name in TABLES:
-        table = pq.read_table(folder / f"{name}.parquet")
+        table = read_parquet(folder / f"{name}.parquet")
         for column in sorted(table.column_names):
             digest.update(f"\0{column}\0".encode())
             digest.update(json.dumps(table[column].to_pylist()).encode())
@@ -135,8 +142,8 @@ class Grammar:
             cell = states.index(row["state"]), kinds.index(row["kind"])
             next_state[cell] = states.index(row["next_state"])
             is_sampled[cell] = row["is_sampled"] == "1"
-        table = pq.read_table(folder / "vocabulary.parquet").sort_by("token_id")
-        number = table["number"].fill_null(0).to_numpy()
+        table = read_parquet(folder / "vocabulary.parquet").sort_by("token_id")
+        number = numbers(filled(table["number"], 0))
         kind_index = {name: index for index, name in enumerate(kinds)}
         return cls(
             folder=folder,
@@ -150,10 +157,10 @@ class Grammar:
             kind=np.array(
                 [kind_index[name] for name in table["kind"].to_pylist()], np.int16
             ),
-            days=table["days"].to_numpy().astype(np.int64),
+            days=numbers(table["days"]).astype(np.int64),
             number=number.astype(np.int64),
-            train_persons=table["train_persons"].to_numpy().astype(np.int64),
-            train_count=table["train_count"].to_numpy().astype(np.int64),
+            train_persons=numbers(table["train_persons"]).astype(np.int64),
+            train_count=numbers(table["train_count"]).astype(np.int64),
             next_state=next_state,
             is_sampled=is_sampled,
         )
@@ -219,10 +226,8 @@ class Grammar:
     @cached_property
     def concept(self) -> np.ndarray:
         """Concept of each token, 0 where it has none: (V,) int64."""
-        table = pq.read_table(
-            self.folder / "vocabulary.parquet", columns=["token_id", "concept_id"]
-        )
-        return table.sort_by("token_id")["concept_id"].fill_null(0).to_numpy()
+        table = read_parquet(self.folder / "vocabulary.parquet").sort_by("token_id")
+        return numbers(filled(table["concept_id"], 0))
 
     @cached_property
     def source_table(self) -> np.ndarray:

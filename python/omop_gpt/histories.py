@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from omop_gpt.pack import arrow, numbers
+from omop_gpt.pack import arrow, filled, numbers
 
 START_STATE = 1
 REFUSED = 0
@@ -77,8 +77,8 @@ def walked_batch(language: Language, batch: pa.RecordBatch) -> pa.Table:
         {
             "person_id": batch["person_id"],
             "token_ids": batch["token_ids"],
-            "is_known": is_known,
-            "is_whole": is_whole,
+            "is_known": arrow(is_known),
+            "is_whole": arrow(is_whole),
         }
     )
 
@@ -90,9 +90,9 @@ def counted_batch(language: Language, batch: pa.RecordBatch) -> pa.Table:
 
 def sequences_of(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
     """Return `offsets` and `token_ids` of a batch; -1 for an id that is NULL."""
-    lengths = pc.fill_null(pc.list_value_length(batch["token_ids"]), 0)
+    lengths = filled(pc.list_value_length(batch["token_ids"]), 0)
     offsets = np.append(0, np.cumsum(numbers(lengths), dtype=np.int64))
-    return offsets, numbers(pc.fill_null(pc.list_flatten(batch["token_ids"]), -1))
+    return offsets, numbers(filled(pc.list_flatten(batch["token_ids"]), -1))
 
 
 def walked(
@@ -171,9 +171,7 @@ def counted(
             "event_number": arrow(
                 since_start(language.events[token_ids]).astype(np.int32)
             ),
-            "hour": pa.array(hour.astype(np.int32), mask=hour == UNKNOWN_HOUR),
-            "cursor_date": pa.array(days.astype(np.int32), mask=has_no_date).cast(
-                pa.date32()
-            ),
+            "hour": arrow(hour.astype(np.int32), hour == UNKNOWN_HOUR),
+            "cursor_date": arrow(days.astype(np.int32), has_no_date).cast(pa.date32()),
         }
     )

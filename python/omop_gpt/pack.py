@@ -92,18 +92,31 @@ def positions(person_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return starts, np.arange(1, len(person_id) + 1) - np.repeat(starts, lengths)
 
 
-# pa.array() and Array.to_numpy() would import pandas, which takes half a second
+# pa.array(), pa.scalar() and Array.to_numpy() would import pandas, which takes half a
+# second
 def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """Return the numbers of a column without NULL (N,)."""
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return np.from_dlpack(whole)
 
 
-def arrow(values: np.ndarray) -> pa.Array:
-    """Make a column of numbers (N,), without a copy."""
+def filled(column: pa.Array, number: int) -> pa.Array:
+    """Return a column with a number in place of NULL."""
+    return pc.coalesce(column, arrow(np.array([number]))[0].cast(column.type))
+
+
+def arrow(values: np.ndarray, is_null: np.ndarray | None = None) -> pa.Array:
+    """Make a column of numbers or bools (N,); NULL where `is_null` (N,)."""
     values = np.ascontiguousarray(values)
     kind = pa.from_numpy_dtype(values.dtype)
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+    data = bits(values) if values.dtype == bool else pa.py_buffer(values)
+    valid = None if is_null is None else bits(~is_null)
+    return pa.Array.from_buffers(kind, len(values), [valid, data])
+
+
+def bits(values: np.ndarray) -> pa.Buffer:
+    """Pack bools (N,) as Arrow holds them."""
+    return pa.py_buffer(np.packbits(values, bitorder="little"))
 
 
 def cut(table: pa.Table, starts: np.ndarray) -> pa.RecordBatch:

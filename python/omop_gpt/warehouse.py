@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,22 @@ def keep_parsed(made: Path, parsed: Path) -> None:
             old.unlink()
 
 
+def teller(log: Path) -> Callable[[Any], None]:
+    """Return what prints dbt's messages, but for details, and keeps them in `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.unlink(missing_ok=True)
+
+    def tell(message: Any) -> None:
+        if message.info.level == "debug":
+            return
+        line = f"{time.strftime('%H:%M:%S')}  {message.info.msg}"
+        print(line, flush=True)
+        with log.open("a") as lines:
+            lines.write(line + "\n")
+
+    return tell
+
+
 def build(
     selector: str,
     *,
@@ -105,6 +122,8 @@ def build(
     arguments += ["--project-dir", str(folder), "--profiles-dir", str(folder)]
     arguments += ["--target-path", str(work_folder / "target")]
     arguments += ["--log-path", str(work_folder / "logs")]
+    # dbt puts each of its details into words, twice, before it looks who wants them
+    arguments += ["--log-level", "none", "--log-level-file", "none"]
     arguments += ["--exclude-resource-type", "unit_test"]
     # a warehouse that an older version made may have seeds of another shape
     arguments += ["--full-refresh"]
@@ -115,8 +134,9 @@ def build(
         manifest.build_flat_graph()
     if manifest is not None:
         arguments += ["--no-write-json"]  # what it parsed need not be kept again
+    log = work_folder / "logs" / "dbt.log"
     try:
-        outcome = dbtRunner(manifest=manifest).invoke(arguments)
+        outcome = dbtRunner(manifest, [teller(log)]).invoke(arguments)
     finally:
         # the file must be free for the next step, and its memory too
         DuckDBConnectionManager.close_all_connections()
@@ -130,7 +150,6 @@ def build(
         raise InputError(
             outcome.exception.msg
         )  # the macro refuse() said it in one line
-    log = work_folder / "logs" / "dbt.log"
     for result in getattr(outcome.result, "results", None) or ():
         if result.status in ("error", "fail"):
             message = " ".join((result.message or "").split())
