@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import (
     EpsilonLogitsWarper,
+    LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
     PreTrainedModel,
@@ -64,6 +65,11 @@ class SampleConfig:
     epsilon_cutoff: float = flag("Drop tokens less likely than this.", 0.0)
     min_p: float = flag(
         "Drop tokens less likely than this share of the likeliest.", 0.0
+    )
+    event_min_p: float = flag(
+        "Drop events less likely than this share of the likeliest event; dates and "
+        "visits keep all of theirs.",
+        0.0,
     )
     typical_p: float = flag("Keep the most typical tokens that reach this.", 1.0)
     demographic_data_path: str = flag(
@@ -147,8 +153,9 @@ class SampleConfig:
         for name in ("temperature", "repetition_penalty"):
             if not getattr(self, name) > 0:
                 raise InputError(f"--{name} {getattr(self, name)}: above 0.")
-        if not 0 <= self.min_p < 1:
-            raise InputError(f"--min_p {self.min_p}: 0 to below 1.")
+        for name in ("min_p", "event_min_p"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: 0 to below 1.")
         if not 0 < self.typical_p <= 1:
             raise InputError(f"--typical_p {self.typical_p}: above 0, at most 1.")
         if not 0 <= self.epsilon_cutoff < 1:
@@ -201,8 +208,29 @@ def stream(seed: int, patient: torch.Tensor, count: torch.Tensor) -> torch.Tenso
     return ((mixed >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
 
-def warpers(config: SampleConfig) -> LogitsProcessorList:
-    """Choose transformers' own processors for the flags that are set."""
+class EventMinPLogitsWarper(LogitsProcessor):
+    """Drops events (V,) whose chance is below a share of the likeliest event's.
+
+    Min-p (https://arxiv.org/abs/2407.01082) among events alone: what is drawn of a long
+    tail again and again is more than training had, and dates have no such tail.
+    """
+
+    def __init__(self, min_p: float, is_event: torch.Tensor) -> None:
+        """Keep the share and the tokens."""
+        self.log_share, self.is_event = math.log(min_p), is_event
+
+    def __call__(self, _: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) with -inf for what is dropped."""
+        events = scores.masked_fill(~self.is_event, -torch.inf)
+        least = events.max(dim=-1, keepdim=True).values + self.log_share
+        return scores.masked_fill(self.is_event & (scores < least), -torch.inf)
+
+
+def warpers(config: SampleConfig, is_event: torch.Tensor) -> LogitsProcessorList:
+    """Choose processors, transformers' own but one, for the flags that are set.
+
+    `is_event` (V,): the tokens that open an event.
+    """
     chosen = LogitsProcessorList()
     strategy = config.sampling_strategy
     if config.repetition_penalty != 1:
@@ -217,6 +245,8 @@ def warpers(config: SampleConfig) -> LogitsProcessorList:
         chosen.append(TopPLogitsWarper(config.top_p))
     if config.min_p > 0:
         chosen.append(MinPLogitsWarper(config.min_p))
+    if config.event_min_p > 0:
+        chosen.append(EventMinPLogitsWarper(config.event_min_p, is_event))
     if config.typical_p < 1:
         chosen.append(TypicalLogitsWarper(config.typical_p))
     if config.epsilon_cutoff > 0:
@@ -260,7 +290,8 @@ class Sampler:
             max_tokens=config.max_tokens_per_patient or None,
             **(rules or {}),
         )
-        self.warpers = warpers(config)
+        is_event = torch.as_tensor(grammar.has_kind("event"), device=self.device)
+        self.warpers = warpers(config, is_event)
         may_cut = np.isin(grammar.places, ("between", "visit", "loose"))
         self.may_cut = torch.as_tensor(may_cut, device=self.device)
         cuts = (grammar.roles == "gap") | grammar.has_kind("hour", "event")

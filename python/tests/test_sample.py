@@ -352,6 +352,8 @@ def test_the_longest_run_without_a_cut(grammar):
         {"temperature": 0.2},
         {"repetition_penalty": 5},
         {"epsilon_cutoff": 0.05},
+        {"min_p": 0.5},
+        {"event_min_p": 0.5},
     ],
 )
 def test_every_flag_changes_what_is_drawn(folder, grammar, flags):
@@ -378,17 +380,23 @@ def test_every_flag_changes_what_is_drawn(folder, grammar, flags):
         ),
         ({"epsilon_cutoff": 0.1}, [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
         ({"temperature": 0.5}, [0.684932, 0.246575, 0.061644, 0.006849]),  # squares
+        ({"min_p": 0.7}, [1, 0, 0, 0]),
+        ({"event_min_p": 0.7}, [0.5 / 0.85, 0.3 / 0.85, 0, 0.05 / 0.85]),
     ],
 )
 def test_strategies(flags, expected):
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    processed = warpers(config(Path(), Path(), **flags))(torch.tensor([[0]]), logits)
+    is_event = torch.tensor([False, True, True, False])
+    chosen = warpers(config(Path(), Path(), **flags), is_event)
+    processed = chosen(torch.tensor([[0]]), logits)
     torch.testing.assert_close(processed.softmax(-1)[0], torch.tensor(expected).float())
 
 
 def test_repetition_is_paid_for():
     logits = torch.tensor([[1.0, -1.0, 1.0]])
-    chosen = warpers(config(Path(), Path(), repetition_penalty=2))
+    chosen = warpers(
+        config(Path(), Path(), repetition_penalty=2), torch.zeros(3, dtype=bool)
+    )
     assert chosen(torch.tensor([[0, 1]]), logits)[0].tolist() == [0.5, -2.0, 1.0]
 
 
