@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -14,9 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from omop_gpt.grammar import Grammar, save_language
+from omop_gpt.evaluation import intervals
+from omop_gpt.evaluation.results import Results
+from omop_gpt.grammar import Grammar, read_csv, save_language
 from omop_gpt.run import RunConfig, run
 from omop_gpt.simulate import SimulateConfig, simulate
+from omop_gpt.warehouse import project_folder
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 SEEDS = Path(__file__).parents[2] / "seeds" / "grammar"
@@ -304,3 +308,27 @@ def loop(tmp_path_factory):
 def warehouse(loop):
     with duckdb.connect(str(loop / "warehouse.duckdb"), read_only=True) as con:
         yield con
+
+
+@pytest.fixture
+def redrawn_in_vain(monkeypatch):
+    """What checks the intervals of fidelity's gates where each draw is all persons.
+
+    Each statistic that is drawn anew is then the value itself. Returns how many.
+    """
+
+    def check(measure: Callable[[], Results]) -> int:
+        monkeypatch.setattr(intervals, "interval_of", lambda value, *_: (value, value))
+        names = {
+            row["metric"]
+            for row in read_csv(project_folder() / "seeds/evaluation/gates.csv")
+            if row["family"] == "fidelity"
+        }
+        metrics = measure().metrics
+        found = [m for m in metrics if m.name in names and m.stratum == "all"]
+        for metric in found:
+            assert np.isfinite(metric.value), metric
+            assert metric.ci_low == pytest.approx(metric.value, rel=1e-6), metric
+        return len(found)
+
+    return check
