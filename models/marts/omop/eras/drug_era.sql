@@ -1,4 +1,6 @@
--- One row per person and ingredient for as long as it is taken.
+-- One row per person and ingredient for as long as it is taken. Its gap_days are those
+-- that no exposure covers.
+{%- set days = 30 %}
 with
 
 ingredients as (
@@ -22,24 +24,16 @@ spans as (
 
 ),
 
--- without a gap, so that the days of each are counted once
-exposed as (
-
-    {{ eras(
-        'spans', ['person_id', 'ingredient_concept_id'], 0, ['count(*) as exposures']
-    ) }}
-
-),
-
 eras as (
 
     {{ eras(
-        'exposed',
+        'spans',
         ['person_id', 'ingredient_concept_id'],
-        30,
+        days,
         [
-            'sum(exposures) as exposures',
-            'sum(' ~ days_between('start_date', 'end_date') ~ ') as exposed_days',
+            'count(*) as exposures',
+            'sum(case when days_since between 1 and ' ~ days ~ ' then days_since'
+            ~ ' else 0 end) as gap_days',
         ]
     ) }}
 
@@ -56,8 +50,7 @@ final as (
         cast(start_date as date) as drug_era_start_date,
         cast(end_date as date) as drug_era_end_date,
         cast(exposures as int) as drug_exposure_count,
-        cast({{ days_between('start_date', 'end_date') }} - exposed_days as int)
-            as gap_days
+        cast(gap_days as int) as gap_days
     from eras
 
 )
