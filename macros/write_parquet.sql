@@ -30,6 +30,14 @@
     {%- endif %}
 {% endmacro %}
 
+{#- The same, and let the view read the files from then on: its rows are kept once. -#}
+{% macro keep_in_files(folder) %}
+    {%- do write_parquet(folder) %}
+    {%- if execute and folder and target.type == 'duckdb' %}
+        {%- do read_files(folder_of_table(folder)) %}
+    {%- endif %}
+{% endmacro %}
+
 {#-
     Copy steps of histories in the same way, one file per part, and let the view read the
     files from then on: its rows are kept once, and not for the length of the run alone.
@@ -167,9 +175,13 @@
     {{- return(['train', 'validation', 'holdout', 'reserve']) }}
 {% endmacro %}
 
+{% macro folder_of_table(folder) %}
+    {{- return(dbt.escape_single_quotes(folder) ~ '/' ~ this.identifier) }}
+{% endmacro %}
+
 {#- Make the folder of the table that was just built, with an empty part-00, and name it. -#}
 {% macro empty_folder(folder) %}
-    {%- set table_folder = dbt.escape_single_quotes(folder) ~ '/' ~ this.identifier %}
+    {%- set table_folder = folder_of_table(folder) %}
     {%- do run_query(
         'copy (select * '
         ~ ('exclude (part) ' if has_parts() else '')

@@ -32,7 +32,6 @@ from omop_gpt.step import (
 
 log = logging.getLogger(__name__)
 ROUND_TRIP = "round_trip"
-TOKEN_BYTES = 32  # of a token on the way, counted and dated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,24 +86,6 @@ def sequence_files(folder: Path) -> list[Path]:
     return files
 
 
-def count_tokens(files: list[Path]) -> int:
-    """Count the tokens of sequences from the footers of their files."""
-    import pyarrow.parquet as pq
-
-    total = 0
-    for file in files:
-        check_file("generated_sequences", file)
-        metadata = pq.read_metadata(file)
-        for group in range(metadata.num_row_groups):
-            columns = metadata.row_group(group)
-            total += sum(
-                columns.column(index).num_values
-                for index in range(metadata.num_columns)
-                if columns.column(index).path_in_schema.startswith("token_ids.")
-            )
-    return total
-
-
 def find_vocabulary(folder: Path) -> Path:
     """Vocabulary folder in the sequences' folder, its parent or its grandparent."""
     folder = folder.resolve()
@@ -143,6 +124,8 @@ def decode(config: DecodeConfig) -> Path:
         raise InputError(
             f"--cdm_release_date {release}: write a date as YYYY-MM-DD."
         ) from None
+    if not megabytes_of(config.memory):
+        raise InputError(f"--memory {config.memory}: give a size, as 4GB.")
     if config.source_omop_folder:
         source_files(config.source_omop_folder)
     settings = {
@@ -152,20 +135,18 @@ def decode(config: DecodeConfig) -> Path:
         "check_quality": config.check_quality and not round_trip,
     }
     inputs = files_fingerprint(files, folder) + grammar.fingerprint
-    output = Path(config.omop_folder)
+    output = Path(config.omop_folder).resolve()
+    database = Path(config.warehouse or output.parent / "warehouse.duckdb")
     if is_done(output, step="decode", settings=settings, inputs=inputs):
+        warehouse.read_files_of(output, database, config.schema)  # maybe it was moved
         log.info("decode: done before, in %s", output)
         return output
+    for file in files:
+        check_file("generated_sequences", file)
     selector = "decode" if config.check_quality else "decode_tables"
     if round_trip:
         selector = ROUND_TRIP
-    database = Path(config.warehouse or output.parent / "warehouse.duckdb")
     work_folder = output.with_name(f".{output.name}.dbt")
-    megabytes = megabytes_of(config.memory)
-    fits = count_tokens(files) * TOKEN_BYTES < megabytes * 2**20 / 2
-    if not fits:
-        work_folder.mkdir(parents=True, exist_ok=True)
-        (work_folder / "scratch.duckdb").unlink(missing_ok=True)
     source = Path(config.source_omop_folder)
     with whole_folder(output) as partial:
         warehouse.build(
@@ -186,13 +167,12 @@ def decode(config: DecodeConfig) -> Path:
                 "version": versions()["omop-gpt"],
                 "omop_schema": config.schema,
                 # the round trip is a check: its rows are real ones, and stay inside
-                "omop_folder": "" if round_trip else str(partial.resolve()),
+                "omop_folder": "" if round_trip else str(partial),
             },
             warehouse=database,
             work_folder=work_folder,
             cores=config.cpu_cores,
             memory=config.memory,
-            scratch=None if fits else work_folder / "scratch.duckdb",
         )
         write_manifest(
             partial,
@@ -210,6 +190,7 @@ def decode(config: DecodeConfig) -> Path:
                 ),
             },
         )
+    warehouse.read_files_of(output, database, config.schema)
     shutil.rmtree(work_folder, ignore_errors=True)
     return output
 

@@ -178,7 +178,7 @@ def encode(config: EncodeConfig) -> Path:
     earlier = manifest_of(sequences, step="encode", settings=settings)
     is_same = earlier is not None and earlier["inputs"] == inputs
     if is_same and not (config.refit and earlier["result"]["kept_persons"]):
-        read_files_of(output)  # maybe it was moved
+        read_timeline_of(output)  # maybe it was moved
         log.info("encode: done before, in %s", sequences)
         return sequences
     before = output / "warehouse.duckdb" if earlier and not config.refit else None
@@ -415,28 +415,11 @@ def publish(partial: Path, output: Path) -> None:
             target.unlink()
         (partial / name).rename(target)
     shutil.rmtree(partial)
-    read_files_of(output)
+    read_timeline_of(output)
 
 
-def read_files_of(output: Path) -> None:
-    """Let the warehouse's views of the timeline read the files where they lie now."""
-    import duckdb
-
-    database = str(output / "warehouse.duckdb")
-    if not Path(database).is_file():
-        return
-    with duckdb.connect(database, read_only=True) as con:
-        views = con.execute(
-            "select view_name, sql from duckdb_views() where schema_name = 'timeline' "
-            "and contains(sql, 'read_parquet(')"
-        ).fetchall()
-    quoted = str(output).replace("'", "''")
-    files = {name: f"'{quoted}/timeline/{name}/*.parquet'" for name, _ in views}
-    moved = [name for name, sql in views if files[name] not in sql]
-    if moved:
-        with duckdb.connect(database) as con:
-            for name in moved:
-                con.execute(
-                    f"create or replace view timeline.{name} as "
-                    f"select * from read_parquet({files[name]})"
-                )
+def read_timeline_of(output: Path) -> None:
+    """Let the warehouse read the timeline where it lies now."""
+    warehouse.read_files_of(
+        output / "timeline", output / "warehouse.duckdb", "timeline"
+    )

@@ -94,7 +94,8 @@ def build(
 ) -> None:
     """Run `dbt build --selector <selector>` on a DuckDB warehouse.
 
-    Rows on the way are in the file `scratch`; None: in memory.
+    Rows on the way are in the file `scratch`; None: in memory, and what it does not
+    hold in a folder of `work_folder`.
 
     Raises InputError where the data cannot be read as the model needs it, MachineError
     where disk or memory end, else RuntimeError, with the model, the test and what it
@@ -167,3 +168,30 @@ def build(
     if told:
         raise told
     raise RuntimeError(f"dbt failed before the run: {outcome.exception} (log: {log})")
+
+
+def read_files_of(folder: Path, warehouse: Path, schema: str) -> None:
+    """Let the views of a schema read the tables' files in `folder`, where they lie now.
+
+    Views of no files stay as they are; so does a warehouse that is not there.
+    """
+    import duckdb
+
+    if not warehouse.is_file():
+        return
+    with duckdb.connect(str(warehouse), read_only=True) as con:
+        views = con.execute(
+            "select view_name, sql from duckdb_views() where schema_name = ? "
+            "and contains(sql, 'read_parquet(')",
+            [schema],
+        ).fetchall()
+    quoted = str(folder).replace("'", "''")
+    files = {name: f"'{quoted}/{name}/*.parquet'" for name, _ in views}
+    moved = [name for name, sql in views if files[name] not in sql]
+    if moved:
+        with duckdb.connect(str(warehouse)) as con:
+            for name in moved:
+                con.execute(
+                    f"create or replace view {schema}.{name} as "
+                    f"select * from read_parquet({files[name]})"
+                )

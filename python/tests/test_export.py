@@ -30,8 +30,8 @@ def test_a_duckdb_file_holds_every_table(loop, tmp_path):
     with duckdb.connect(str(file), read_only=True) as con:
         con.execute(f"attach '{loop / 'warehouse.duckdb'}' as made (read_only)")
         tables = con.execute(
-            "select table_name from duckdb_tables() where database_name = 'made' "
-            "and schema_name = 'synthetic'"
+            "select table_name from information_schema.tables "
+            "where table_catalog = 'made' and table_schema = 'synthetic'"
         ).fetchall()
         assert len(tables) == 24
         for (name,) in tables:

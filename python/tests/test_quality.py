@@ -218,7 +218,7 @@ DATES = {"'19500101'", "'18500101'", "'20000101'"}
 
 @pytest.fixture(scope="module")
 def mutable(loop, tmp_path_factory):
-    """A copy of the warehouse, and the query that counts violations in it."""
+    """A copy of the warehouse, its rows in tables; the query that counts violations."""
     folder = tmp_path_factory.mktemp("quality")
     shutil.copy(loop / "warehouse.duckdb", folder / "warehouse.duckdb")
     environment = os.environ | {
@@ -236,6 +236,13 @@ def mutable(loop, tmp_path_factory):
     (file,) = (folder / "target" / "compiled").rglob("synthetic_quality.sql")
     with duckdb.connect(str(folder / "warehouse.duckdb")) as con:
         con.execute("use synthetic")
+        views = con.execute(
+            "select view_name from duckdb_views() where schema_name = 'synthetic'"
+        ).fetchall()
+        for (name,) in views:
+            con.execute(f"create table rows_of as from {name}")
+            con.execute(f"drop view {name}")
+            con.execute(f"alter table rows_of rename to {name}")
         # a concept that no column may name
         con.execute("insert into domain values ('No', 'No', 0)")
         con.execute("insert into concept_class values ('No', 'No', 0)")
@@ -431,4 +438,12 @@ def test_a_source_that_is_none_is_one_line(loop, tmp_path):
                     cdm_release_date=release,
                 )
             )
+    with pytest.raises(InputError, match="--memory plenty: give a size"):
+        decode(
+            DecodeConfig(
+                patient_sequence_folder=str(loop / "generated_sequences"),
+                omop_folder=str(tmp_path / "omop"),
+                memory="plenty",
+            )
+        )
     assert not (tmp_path / "omop").exists()
