@@ -7,19 +7,25 @@ its own: they see what was committed before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import pyarrow as pa
 from dbt.adapters.duckdb.plugins import BasePlugin
 
-from omop_gpt.histories import Language, counted_batch, walked_batch
+from omop_gpt import histories
+from omop_gpt.histories import Language
 from omop_gpt.tokens import write_tokens
 
 TOKENS_PER_BATCH = 1_000_000  # of some 100 bytes each, while they are counted
+MAKERS = {
+    "walked": histories.walked_batch,
+    "persons": histories.told_persons,
+    "visits": histories.told_visits,
+    "events": histories.told_events,
+}
 
 
 class Plugin(BasePlugin):
@@ -30,15 +36,14 @@ class Plugin(BasePlugin):
         self.connection = conn
 
     def store(self, target_config: Any) -> None:
-        """Do what the config names: `batches`, `walked`, `counted` or `queries`."""
+        """Do what the config names: `batches`, `made` or `queries`."""
         config = target_config.config
         if "batches" in config:
             self.side_by_side(self.run, config["batches"])
             return
-        for name, make in (("walked", walked_batch), ("counted", counted_batch)):
-            if name in config:
-                self.fill(config["into"], config[name], config["language"], make)
-                return
+        if "made" in config:
+            self.fill(**config)
+            return
         names = {
             name: self.query(query)["name"].combine_chunks()
             for name, query in config["names"].items()
@@ -53,35 +58,40 @@ class Plugin(BasePlugin):
 
     def fill(
         self,
-        table: str,
-        query: str,
+        made: str,
+        sequences: str,
+        into: str,
+        insert: str,
         language: dict[str, str],
-        make: Callable[[Language, pa.RecordBatch], pa.Table],
     ) -> None:
-        """Insert what is made of sequences, batch by batch."""
+        """Insert what is made of sequences, batch by batch, in their order.
+
+        `insert`: the query that ends in what was made, rows_made.
+        """
         lookups = Language.of({key: self.query(text) for key, text in language.items()})
         (size,) = self.query(
-            f"select coalesce(avg(len(token_ids)), 1) as size from ({query})"
+            f"select coalesce(avg(len(token_ids)), 1) as size from ({sequences})"
         )["size"].to_pylist()
         batches = (
             self.connection.cursor()
-            .sql(query)
+            .sql(sequences)
             .to_arrow_reader(int(TOKENS_PER_BATCH / max(size, 10)) or 1)
         )
-        lock = Lock()
+        cursor = self.connection.cursor()
 
-        def work(_: int) -> None:
-            cursor = self.connection.cursor()
-            while True:
-                with lock:
-                    batch = next(batches, None)
-                if batch is None:
-                    return
-                cursor.register("rows_made", make(lookups, batch))
-                cursor.execute(f"insert into {table} from rows_made")
-                cursor.unregister("rows_made")
+        def add(rows: pa.Table) -> None:
+            cursor.register("rows_made", rows)
+            cursor.execute(f"insert into {into} {insert}")
+            cursor.unregister("rows_made")
 
-        self.side_by_side(work, range(self.threads()))
+        with ThreadPoolExecutor(self.threads()) as pool:
+            waiting: deque[Future] = deque()
+            for batch in batches:
+                waiting.append(pool.submit(MAKERS[made], lookups, batch))
+                if len(waiting) > self.threads():
+                    add(waiting.popleft().result())
+            while waiting:
+                add(waiting.popleft().result())
 
     def side_by_side(self, function: Any, items: Any) -> None:
         """Call a function for each item, as many at once as DuckDB has threads."""

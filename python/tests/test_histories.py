@@ -7,6 +7,11 @@ import pytest
 from omop_gpt.grammar import Grammar
 from omop_gpt.histories import Language, walked_batch
 
+PER_TOKEN = (
+    "visits", "events", "days", "stays", "ends", "is_end_of_event", "hours", "years",
+    "numbers", "concepts",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def grammar(loop) -> Grammar:
@@ -21,7 +26,10 @@ def language(grammar: Grammar) -> Language:
         {
             "tokens": pa.table(
                 {"kinds": grammar.kind.astype(np.int32) + 1}
-                | dict.fromkeys(("visits", "events", "days", "hours", "years"), zeros)
+                | dict.fromkeys(PER_TOKEN, zeros)
+            ),
+            "kinds": pa.table(
+                {"kind": grammar.kinds, "kind_order": range(1, len(grammar.kinds) + 1)}
             ),
             "transitions": pa.table(
                 {

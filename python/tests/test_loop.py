@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import LOOP_MODEL
+from conftest import LOOP_MODEL, make_grammar, random_history
 from omop_gpt.decode import DecodeConfig, decode
 from omop_gpt.encode import EncodeConfig, encode
 from omop_gpt.grammar import Grammar
@@ -260,6 +262,12 @@ def test_an_untrained_model_gives_a_thousand_valid_patients(untrained, tmp_path)
                 ],
             ).fetchone()
             assert outside == (0,), (table, column)
+    moved = tmp_path / "it's here"
+    (tmp_path / "omop").rename(moved)
+    decode(DecodeConfig(patient_sequence_folder=str(generated), omop_folder=str(moved)))
+    with duckdb.connect(str(tmp_path / "warehouse.duckdb"), read_only=True) as con:
+        (count,) = con.execute("select count(*) from synthetic.person").fetchone()
+    assert count == 1000
 
 
 def test_without_the_mask_most_are_rejected_and_none_becomes_a_row(untrained, tmp_path):
@@ -364,12 +372,16 @@ def test_seeds_keep_their_rules(loop, alone):
     dbt(loop, alone, "test", "--select", "path:seeds")
 
 
-def test_python_counts_tokens_as_the_query_says(loop, alone):
-    models = ["int_sequences_walked", "int_tokens_counted"]
-    dbt(loop, alone, "compile", "--select", *models)
-    compiled = alone.parent / "target" / "compiled" / "omop_gpt" / "models"
-    with duckdb.connect(str(alone), read_only=True) as con:
-        con.execute(f"attach '{alone}.scratch' as scratch (read_only)")
+def assert_read_as_queried(folder: Path, warehouse: Path) -> None:
+    """Compare what Python made in a run of dbt with what the models' queries say."""
+    models = [
+        "int_sequences_walked", "int_persons_told", "int_visits_decoded",
+        "int_events_decoded",
+    ]  # fmt: skip
+    dbt(folder, warehouse, "compile", "--select", *models)
+    compiled = warehouse.parent / "target" / "compiled" / "omop_gpt" / "models"
+    with duckdb.connect(str(warehouse), read_only=True) as con:
+        con.execute(f"attach '{warehouse}.scratch' as scratch (read_only)")
         for model in models:
             query = next(compiled.rglob(f"{model}.sql")).read_text()
             made = f"from scratch.synthetic_steps.{model}"
@@ -377,6 +389,40 @@ def test_python_counts_tokens_as_the_query_says(loop, alone):
             assert count >= 100
             assert con.execute(f"({query}) except all ({made})").fetchall() == []
             assert con.execute(f"({made}) except all ({query})").fetchall() == []
+
+
+def test_python_reads_histories_as_the_query_says(loop, alone):
+    assert_read_as_queried(loop, alone)
+
+
+def test_python_reads_whatever_the_grammar_allows(loop, tmp_path):
+    grammar = make_grammar(tmp_path / "random" / "vocabulary")
+    rng = np.random.default_rng(7)
+    rows = [random_history(grammar, rng, length) for length in range(8, 128)]
+    kinds = ("bos", "year_unknown", "age_unknown", "gender", "race", "ethnicity", "eos")
+    rows.append(
+        np.concatenate([np.flatnonzero(grammar.has_kind(k))[:1] for k in kinds])
+    )
+    sequences = pa.table(
+        {
+            "person_id": pa.array(rng.permutation(len(rows)), pa.int64()),
+            "token_ids": pa.array(rows, pa.list_(pa.int32())),
+        }
+    )
+    folder = tmp_path / "random" / "generated_sequences"
+    folder.mkdir()
+    pq.write_table(sequences, folder / "part-0.parquet")
+    (tmp_path / "source").symlink_to(loop.parent / "source")
+    warehouse = tmp_path / "warehouse.duckdb"
+    dbt(folder.parent, warehouse, "seed")
+    dbt(folder.parent, warehouse, "run", "--select", "+int_events_decoded")
+    assert_read_as_queried(folder.parent, warehouse)
+    with duckdb.connect(f"{warehouse}.scratch", read_only=True) as con:
+        for field in ("quantity_bin", "value_bin", "end_date", "operator_concept_id"):
+            (count,) = con.execute(
+                f"select count({field}) from synthetic_steps.int_events_decoded"
+            ).fetchone()
+            assert count > 20, field
 
 
 def test_the_dbt_half_works_alone(loop, alone):

@@ -1,9 +1,9 @@
 -- One row per person that dies.
 with
 
-tokens as (
+persons as (
 
-    select * from {{ ref('int_tokens_typed') }}
+    select * from {{ ref('int_persons_told') }}
 
 ),
 
@@ -11,10 +11,10 @@ final as (
 
     select
         person_id,
-        position,
-        cursor_date as death_date
-    from tokens
-    where kind = 'death'
+        death_position as position,
+        death_date
+    from persons
+    where death_position is not null
 
 )
 

@@ -1,10 +1,25 @@
 -- One row per event, with the values that follow its token.
+{{ config(
+    pre_hook='{{ leave_to_python() }}',
+    post_hook={
+        'sql': "{{ add_by_python('events', numbered_sequences(), events_made()) }}",
+        'transaction': false
+    }
+) }}
+{#- the hook reads of them, and dbt looks for them here -#}
+{%- if not execute %}
+    {%- do language_queries() %}
+    {%- do numbered_sequences() %}
+{%- endif %}
 with
 
 tokens as (
 
     select * from {{ ref('int_tokens_typed') }}
-    where event_number > 0 and role in ('event', 'value', 'end')
+    where
+        event_number > 0
+        and role in ('event', 'value', 'end')
+        and {{ is_by_query() }}
 
 ),
 
@@ -46,9 +61,10 @@ details as (
 events as (
 
     select
+        persons.events_before + tokens.event_number as event_id,
         tokens.person_id,
-        tokens.event_number,
         tokens.visit_order,
+        cast(tokens.event_number - visits.events_before as int) as event_order,
         tokens.position,
         tokens.source_table,
         tokens.token as event_token,
@@ -64,8 +80,21 @@ events as (
         details.days_supply,
         coalesce(details.has_number, false) as has_number,
         coalesce(details.has_quantity, false) as has_quantity,
-        details.end_days
+        cast({{ dbt.dateadd(
+            'day', 'cast(details.end_days as int)', 'tokens.cursor_date'
+        ) }} as date) as end_date,
+        coalesce(
+            tokens.cursor_date < visits.visit_start_date
+            or tokens.cursor_date > visits.visit_end_date,
+            false
+        ) as is_outside_its_visit,
+        visits.visit_occurrence_id
     from tokens
+    inner join persons on tokens.person_id = persons.person_id
+    inner join visits
+        on
+            tokens.person_id = visits.person_id
+            and tokens.visit_order = visits.visit_order
     left join details
         on
             tokens.person_id = details.person_id
@@ -74,74 +103,4 @@ events as (
 
 ),
 
-bins as (
-
-    select * from {{ ref('stg_generated__value_bins') }}
-
-),
-
--- where in its bin a number lies: a share of 1, by chance, the same on every run
-drawn as (
-
-    select
-        *,
-        case
-            when value_bin is not null
-                then {{ hash_share(['person_id', 'position', "'number'"]) }}
-        end as number_share,
-        case
-            when quantity_bin is not null
-                then {{ hash_share(['person_id', 'position', "'quantity'"]) }}
-        end as quantity_share
-    from events
-
-),
-
-final as (
-
-    select
-        persons.events_before + events.event_number as event_id,
-        events.person_id,
-        events.visit_order,
-        cast(events.event_number - visits.events_before as int) as event_order,
-        events.position,
-        events.source_table,
-        events.event_token,
-        events.concept_id,
-        events.unit_concept_id,
-        events.source_concept_id,
-        events.event_date,
-        cast(events.hour as int) as hour,
-        {{ number_within('numbers', 'events.number_share') }} as value_as_number,
-        cast(events.value_bin as int) as value_bin,
-        events.has_number and numbers.bin is null as has_unknown_number,
-        events.operator_concept_id,
-        events.value_as_concept_id,
-        {{ number_within('quantities', 'events.quantity_share') }} as quantity,
-        cast(events.quantity_bin as int) as quantity_bin,
-        events.has_quantity and quantities.bin is null as has_unknown_quantity,
-        cast(events.days_supply as int) as days_supply,
-        cast({{ dbt.dateadd(
-            'day', 'cast(events.end_days as int)', 'events.event_date'
-        ) }} as date) as end_date,
-        visits.visit_occurrence_id
-    from drawn as events
-    inner join persons on events.person_id = persons.person_id
-    inner join visits
-        on
-            events.person_id = visits.person_id
-            and events.visit_order = visits.visit_order
-    left join bins as numbers
-        on
-            events.event_token = numbers.event_token
-            and events.value_bin = numbers.bin
-            and numbers.field = 'number'
-    left join bins as quantities
-        on
-            events.event_token = quantities.event_token
-            and events.quantity_bin = quantities.bin
-            and quantities.field = 'quantity'
-
-)
-
-select * from final
+{{ events_with_numbers() }}

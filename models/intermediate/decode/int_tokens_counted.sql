@@ -1,19 +1,11 @@
 -- One row per token of an accepted sequence: the visit and event that it belongs to,
 -- and where the cursor stands after it.
-{{ config(
-    pre_hook='{{ leave_to_python() }}',
-    post_hook={
-        'sql': "{{ add_by_python('counted', accepted_sequences()) }}",
-        'transaction': false
-    }
-) }}
--- depends_on: {{ ref('states') }}
--- depends_on: {{ ref('transitions') }}
 with
 
 sequences as (
 
-    {{ accepted_sequences() }}
+    select person_id, token_ids from {{ ref('int_sequences_checked') }}
+    where reason is null
 
 ),
 
@@ -31,7 +23,6 @@ vocabulary as (
 unnested as (
 
     {{ unnest_tokens('sequences', ['person_id'], 'token_ids') }}
-    where {{ is_by_query() }}
 
 ),
 

@@ -1,11 +1,23 @@
 -- One row per visit or loose day. It starts where the cursor stands at its token and
 -- ends where its last move leaves the cursor.
+{{ config(
+    pre_hook='{{ leave_to_python() }}',
+    post_hook={
+        'sql': "{{ add_by_python('visits', numbered_sequences()) }}",
+        'transaction': false
+    }
+) }}
+{#- the hook reads of them, and dbt looks for them here -#}
+{%- if not execute %}
+    {%- do language_queries() %}
+    {%- do numbered_sequences() %}
+{%- endif %}
 with
 
 tokens as (
 
     select * from {{ ref('int_tokens_typed') }}
-    where visit_order > 0 and role <> 'gap'
+    where visit_order > 0 and role <> 'gap' and {{ is_by_query() }}
 
 ),
 
@@ -51,26 +63,43 @@ visits as (
 
 ),
 
-final as (
+numbered as (
 
     select
-        visits.person_id,
-        visits.visit_order,
-        visits.position,
-        visits.events_before,
-        visits.is_loose,
-        visits.visit_concept_id,
-        visits.visit_start_date,
-        cast({{ dbt.dateadd(
-            'day', 'visits.stay_days', 'visits.visit_start_date'
-        ) }} as date) as visit_end_date,
-        visits.discharged_to_concept_id,
+        visits.*,
         case
             when not visits.is_loose
                 then persons.visits_before + visits.visit_order
         end as visit_occurrence_id
     from visits
     inner join persons on visits.person_id = persons.person_id
+
+),
+
+final as (
+
+    select
+        person_id,
+        visit_order,
+        position,
+        events_before,
+        is_loose,
+        visit_concept_id,
+        visit_start_date,
+        cast({{ dbt.dateadd('day', 'stay_days', 'visit_start_date') }} as date)
+            as visit_end_date,
+        discharged_to_concept_id,
+        visit_occurrence_id,
+        -- among the visits alone
+        case
+            when not is_loose
+                then
+                    lag(visit_occurrence_id) over (
+                        partition by person_id, is_loose
+                        order by visit_order
+                    )
+        end as preceding_visit_occurrence_id
+    from numbered
 
 )
 

@@ -9,9 +9,32 @@ sequences as (
 
 ),
 
+unnested as (
+
+    {{ unnest_tokens('sequences', ['reason'], 'token_ids') }}
+    where reason is null
+
+),
+
+counted as (
+
+    select token_id, count(*) as token_count
+    from unnested
+    group by 1
+
+),
+
 tokens as (
 
-    select * from {{ ref('int_tokens_typed') }}
+    select
+        kinds.makes,
+        kinds.kind,
+        vocabulary.source_table,
+        counted.token_count
+    from counted
+    inner join {{ ref('stg_generated__vocabulary') }} as vocabulary
+        on counted.token_id = vocabulary.token_id
+    inner join {{ ref('kinds') }} as kinds on vocabulary.kind = kinds.kind
 
 ),
 
@@ -35,15 +58,9 @@ deaths as (
 
 notes as (
 
-    select 'event_outside_its_visit' as target, events.position
+    select 'event_outside_its_visit' as target, position
     from events
-    inner join visits
-        on
-            events.person_id = visits.person_id
-            and events.visit_order = visits.visit_order
-    where
-        events.event_date < visits.visit_start_date
-        or events.event_date > visits.visit_end_date
+    where is_outside_its_visit
 
     union all
 
@@ -124,8 +141,10 @@ final as (
             when makes = 'event' then source_table
             else makes
         end as target,
-        count(*) as token_count,
-        case when makes = 'structure' then 0 else count(*) end as row_count
+        cast(sum(token_count) as bigint) as token_count,
+        cast(
+            sum(case when makes = 'structure' then 0 else token_count end) as bigint
+        ) as row_count
     from tokens
     group by makes, kind, source_table
 

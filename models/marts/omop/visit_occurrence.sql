@@ -34,12 +34,8 @@ final as (
         cast(null as string) as admitted_from_source_value,
         cast(visits.discharged_to_concept_id as bigint) as discharged_to_concept_id,
         cast(null as string) as discharged_to_source_value,
-        cast(
-            lag(visits.visit_occurrence_id) over (
-                partition by visits.person_id
-                order by visits.visit_order
-            ) as bigint
-        ) as preceding_visit_occurrence_id
+        cast(visits.preceding_visit_occurrence_id as bigint)
+            as preceding_visit_occurrence_id
     from visits
     left join type_concepts on type_concepts.source_table = 'visit_occurrence'
 
