@@ -34,7 +34,7 @@ from omop_gpt.grammar import Grammar
 from omop_gpt.mask import Mask
 from omop_gpt.prompts import Forecasts, Prompt, Prompts
 from omop_gpt.rules import Copies
-from omop_gpt.slots import Pages, Slots, shape_of
+from omop_gpt.slots import Chunk, Pages, Slots, shape_of
 from omop_gpt.step import InputError
 
 STRATEGIES = ("TopPStrategy", "TopKStrategy", "TopMixStrategy")
@@ -380,6 +380,7 @@ class Sampler:
     def open(self, rows: int) -> None:
         """Allocate so many rows, all of them idle."""
         self.slots = self.make_slots(rows)
+        self.last_read: tuple[list[int], Chunk] = [], Chunk()
         self.mask.open(rows)
         self.rows = [Row() for _ in range(rows)]
         self.masked: dict[str, torch.Tensor] = {}
@@ -524,7 +525,30 @@ class Sampler:
         self.history[r, : len(history)] = torch.as_tensor(history, device=self.device)
         for masked in self.masked.values():
             masked[r] = 0
-        self.show(r, row.prompt.shown, tokens, position)
+        if is_forecast:
+            *known, last = row.prompt.shown
+            self.slots.put(r, self.read(known))
+            tokens[r], position[r] = last, len(known)
+        else:
+            self.show(r, row.prompt.shown, tokens, position)
+
+    def read(self, chunk: list[int]) -> Chunk:
+        """Have the model read a chunk at once; what it read last, it need not again.
+
+        The roll-outs of a person follow one another, and share it.
+        """
+        if chunk != self.last_read[0]:
+            read = Chunk()
+            token_ids = torch.tensor([chunk], device=self.device)
+            self.model.base_model(
+                input_ids=token_ids,
+                position_ids=torch.arange(len(chunk), device=self.device)[None],
+                past_key_values=read,
+                use_cache=True,
+                slots=read,
+            )
+            self.last_read = chunk, read
+        return self.last_read[1]
 
     def show(
         self, r: int, chunk: Sequence[int], tokens: torch.Tensor, position: torch.Tensor

@@ -46,7 +46,7 @@ class Slots(Cache):
     def place(self, position: torch.Tensor) -> None:
         """Say where the next token of each row goes: (B,) int64, below W.
 
-        A row's positions go up by one, or start over at 0.
+        A row's positions go up by one, start over at 0, or follow what was put.
         """
         self.offset = position
         self.mask = (self.columns <= position[:, None])[:, None, None, :]
@@ -86,9 +86,51 @@ class Slots(Cache):
             enable_gqa=query.shape[1] != keys.shape[1],
         )
 
+    def put(self, r: int, chunk: Chunk) -> None:
+        """Give a row the first tokens that were read at once."""
+        for layer, (keys, values) in enumerate(chunk.read):
+            self.keys[layer, r, :, : keys.shape[1]] = keys
+            self.values[layer, r, :, : keys.shape[1]] = values
+
     def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
         """Return 0: positions are given, row by row."""
         return 0
+
+
+class Chunk(Slots):
+    """Keys and values of the first tokens of one row, which a model reads at once.
+
+    `read`: of each layer, 2 × (key-value heads, L, head size).
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.layers = []
+        self.read: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep what a layer says of the tokens: (1, heads, L, size) twice."""
+        self.read.append((key_states[0], value_states[0]))
+        return key_states, value_states
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        """Attend from each token to those up to it: result (1, heads, L, size)."""
+        return scaled_dot_product_attention(
+            query,
+            keys,
+            values,
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=query.shape[1] != keys.shape[1],
+        )
 
 
 class Pages(Slots):
@@ -131,6 +173,25 @@ class Pages(Slots):
         for page in pages:
             heapq.heappush(self.free, page)
 
+    def take(self, r: int) -> int:
+        """Give a row its next page."""
+        page = heapq.heappop(self.free)
+        self.row_of[page], self.block_of[page] = r, len(self.pages[r])
+        self.pages[r].append(page)
+        return page
+
+    def put(self, r: int, chunk: Chunk) -> None:
+        """Give a row the first tokens that were read at once."""
+        self.give_back(self.pages[r])
+        self.pages[r] = []
+        for start in range(0, chunk.read[0][0].shape[1], PAGE):
+            page = self.take(r)
+            for layer, (keys, values) in enumerate(chunk.read):
+                some = keys[:, start : start + PAGE]
+                self.keys[layer, page, :, : some.shape[1]] = some
+                some = values[:, start : start + PAGE]
+                self.values[layer, page, :, : some.shape[1]] = some
+
     def place(self, position: torch.Tensor) -> None:
         """Say where the next token of each row goes: (B,) int64, below W."""
         self.offset = position % PAGE
@@ -138,9 +199,7 @@ class Pages(Slots):
             if position[r] == 0:
                 self.give_back(self.pages[r])
                 self.pages[r] = []
-            page = heapq.heappop(self.free)
-            self.row_of[page], self.block_of[page] = r, len(self.pages[r])
-            self.pages[r].append(page)
+            self.take(r)
         used = np.flatnonzero(self.block_of >= 0)
         self.top = int(used[-1]) + 1
         self.used = torch.from_numpy(used)
@@ -202,8 +261,8 @@ def slot_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attend from one new token per row to what its row has so far.
 
-    query (B, heads, 1, size); key, value as `slots.update` gives them; returns
-    (B, 1, heads, size).
+    query (B, heads, 1, size), of a Chunk (1, heads, L, size); key, value as
+    `slots.update` gives them; returns (B, 1, heads, size), (1, L, heads, size).
     """
     return slots.attend(query, key, value, scaling).transpose(1, 2), None
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from conftest import make_model
-from omop_gpt.slots import ATTENTION, Pages, Slots
+from omop_gpt.slots import ATTENTION, PAGE, Chunk, Pages, Slots
 
 WIDTH = 150
 FAMILIES = {
@@ -123,6 +123,40 @@ def test_a_row_is_the_same_whatever_its_neighbours_are(models, family, rows, kin
     # in another slot too, which is what a refill in another order does
     other = neighbours(model, slots, rows - 1, history, seed=3)
     torch.testing.assert_close(first, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Slots, Pages])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_chunk_that_is_read_at_once_is_gone_on_with(models, family, kind):
+    """Below a page, a whole one, more; beside rows that step, over one that has run."""
+    plain, slotted = models(family)
+    lengths = [1, PAGE - 1, PAGE, PAGE + 1, 130]
+    rows = len(lengths)
+    slots = make_slots(slotted, rows, kind)
+    tokens = random_tokens(plain, rows, WIDTH, seed=3)
+    for p in range(70):
+        step(slotted, slots, tokens[:, p], torch.full((rows,), p))
+    with torch.inference_mode():
+        for r, length in enumerate(lengths):
+            chunk = Chunk()
+            slotted.base_model(
+                input_ids=tokens[r : r + 1, :length],
+                position_ids=torch.arange(length)[None],
+                past_key_values=chunk,
+                use_cache=True,
+                slots=chunk,
+            )
+            slots.put(r, chunk)
+        expected = plain(tokens).logits
+    position = torch.tensor(lengths)
+    for _ in range(WIDTH - max(lengths)):
+        given = tokens.gather(1, position[:, None])[:, 0]
+        logits = step(slotted, slots, given, position)
+        for r in range(rows):
+            torch.testing.assert_close(
+                logits[r], expected[r, position[r]], atol=1e-4, rtol=1e-4
+            )
+        position += 1
 
 
 def test_slots_hold_the_key_value_heads_only(models):

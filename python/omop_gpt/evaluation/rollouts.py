@@ -40,7 +40,8 @@ BUDGET = 1_024  # tokens of a roll-out, beyond what is known
 # how a release was drawn, and its roll-outs are
 DRAWN = (
     "sampling_strategy", "top_p", "top_k", "temperature", "repetition_penalty",
-    "epsilon_cutoff", "min_p", "typical_p", "min_persons", "context_window",
+    "epsilon_cutoff", "min_p", "event_min_p", "typical_p", "min_persons",
+    "context_window",
 )  # fmt: skip
 # what comes of a roll-out
 FALSE, TRUE, ENDED, STOPPED = 0, 1, 2, 3
