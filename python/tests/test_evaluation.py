@@ -8,7 +8,7 @@ import duckdb
 import pytest
 from omop_gpt.encode import EncodeConfig, encode
 from omop_gpt.evaluation import evaluate as step
-from omop_gpt.evaluation.report import PICTURES
+from omop_gpt.evaluation.pictures import PICTURES
 from omop_gpt.evaluation.results import PROFILES
 from omop_gpt.evaluation.scorecard import MUST_FAIL
 from omop_gpt.simulate import SimulateConfig, simulate
