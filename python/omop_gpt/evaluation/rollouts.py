@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from omop_gpt.evaluation.auroc import auroc
 from omop_gpt.evaluation.cohorts import HOLDOUT, SYNTHETIC
@@ -100,9 +101,10 @@ def measure_rollouts(
         (case.index_day + 1, case.index_day + outcomes[task].horizon)
         for task, case in asked
     ]
-    for sampled in roll_out(
+    rollouts = roll_out(
         model_folder, grammar, [case for _, case in asked], spans, settings, profile
-    ):
+    )
+    for sampled in tqdm(rollouts, total=found.size, unit=" roll-outs", mininterval=2):
         number, rollout = divmod(sampled.patient, profile.rollouts)
         task, case = asked[number]
         found[number, rollout] = judged(
