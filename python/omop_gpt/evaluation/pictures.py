@@ -344,6 +344,14 @@ def named(feature: str, names: Mapping[int, str]) -> str:
     return (column + (names.get(int(concept)) or concept))[:40]
 
 
+def task_names(source: Source) -> dict[str, str]:
+    """Return names of the tasks that ask for a condition."""
+    return {
+        f"incident_{concept}": f"incident {name}"[:40]
+        for concept, name in source.rows("from concept_names")
+    }
+
+
 def draw_utility(source: Source) -> Figure | None:
     """Prediction tasks: learnt from real and from synthetic patients."""
     rows = source.curve("utility_auroc", SYNTHETIC, model="logistic")
@@ -361,7 +369,9 @@ def draw_utility(source: Source) -> Figure | None:
             ],
             fmt="o", color=COLORS[SYNTHETIC],
         )  # fmt: skip
-    axis.set_yticks(range(len(rows)), [row["task"] for row in rows], fontsize=8)
+    names = task_names(source)
+    tasks = [names.get(row["task"], row["task"]) for row in rows]
+    axis.set_yticks(range(len(rows)), tasks, fontsize=8)
     axis.invert_yaxis()
     axis.set(
         xlabel="AUROC on real persons (bar: from age and sex alone to real training)"
@@ -371,17 +381,19 @@ def draw_utility(source: Source) -> Figure | None:
 
 def draw_calibration(source: Source) -> Figure | None:
     """Risk foretold by models of synthetic patients, against what came."""
-    return calibration_figure(
-        source.curve("utility_calibration", SYNTHETIC, model="logistic")
-    )
+    rows = source.curve("utility_calibration", SYNTHETIC, model="logistic")
+    return calibration_figure(rows, task_names(source))
 
 
 def draw_zero_shot_calibration(source: Source) -> Figure | None:
     """Risk foretold by the model's own roll-outs, against what came."""
-    return calibration_figure(source.curve("zero_shot_calibration", SYNTHETIC))
+    rows = source.curve("zero_shot_calibration", SYNTHETIC)
+    return calibration_figure(rows, task_names(source))
 
 
-def calibration_figure(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+def calibration_figure(
+    rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]
+) -> Figure | None:
     """Draw foretold risk against what came, a picture for each task."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))[:8]
     if not tasks:
@@ -397,7 +409,9 @@ def calibration_figure(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
             [r["chance"] for r in points] + [r["observed"] for r in points] + [0.01]
         )
         axis.plot([0, top], [0, top], color="#888888", linewidth=1)
-        axis.set_title(task, fontsize=8)
+        axis.set_title(names.get(task, task), fontsize=8)
+    figure.supxlabel("risk foretold", fontsize=8)
+    figure.supylabel("share that came", fontsize=8)
     return figure
 
 
@@ -408,6 +422,7 @@ def draw_zero_shot(source: Source) -> Figure | None:
     if not tasks:
         return None
     figure, axes = small_multiples(len(tasks), 2.3)
+    names = task_names(source)
     for axis, task in zip(axes, tasks):
         points = [row for row in rows if row["task"] == task]
         axis.plot(
@@ -419,8 +434,12 @@ def draw_zero_shot(source: Source) -> Figure | None:
             ("floor", "age, sex and race", "#bbbbbb"),
         ):
             axis.axhline(points[0][name], color=color, linewidth=1, label=label)
-        axis.set_title(f"{task}, {points[0]['persons']} persons", fontsize=8)
+        axis.set_title(
+            f"{names.get(task, task)}, {points[0]['persons']} persons", fontsize=8
+        )
     axes[0].legend(fontsize=6)
+    figure.supxlabel("roll-outs of a person", fontsize=8)
+    figure.supylabel("AUROC", fontsize=8)
     return figure
 
 
