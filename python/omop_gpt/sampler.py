@@ -69,7 +69,7 @@ class SampleConfig:
     event_min_p: float = flag(
         "Drop events less likely than this share of the likeliest event; dates and "
         "visits keep all of theirs.",
-        0.0,
+        0.01,
     )
     typical_p: float = flag("Keep the most typical tokens that reach this.", 1.0)
     demographic_data_path: str = flag(

@@ -65,7 +65,8 @@ def long_folder(long_grammar, tmp_path_factory) -> Path:
 
 def config(folder: Path, output: Path, **flags) -> SampleConfig:
     flags = {"num_of_patients": 20, "batch_size": 8, "buffer_size": 7} | flags
-    flags = {"max_tokens_per_patient": 40} | flags
+    # the model's own distribution
+    flags = {"max_tokens_per_patient": 40, "event_min_p": 0.0} | flags
     return SampleConfig(model_folder=str(folder), output_folder=str(output), **flags)
 
 
