@@ -76,12 +76,13 @@ class Slots(Cache):
         values: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        """Attend from a new token per row: query and result (B, heads, 1, size)."""
+        """Attend from new tokens, one per row: query and result (B, heads, 1, size)."""
         return scaled_dot_product_attention(
             query,
             keys,
             values,
             attn_mask=self.mask,
+            is_causal=self.mask is None,
             scale=scaling,
             enable_gqa=query.shape[1] != keys.shape[1],
         )
@@ -103,6 +104,8 @@ class Chunk(Slots):
     `read`: of each layer, 2 × (key-value heads, L, head size).
     """
 
+    mask = None  # each token attends to those up to it
+
     def __init__(self) -> None:
         """Start empty."""
         self.layers = []
@@ -114,23 +117,6 @@ class Chunk(Slots):
         """Keep what a layer says of the tokens: (1, heads, L, size) twice."""
         self.read.append((key_states[0], value_states[0]))
         return key_states, value_states
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:
-        """Attend from each token to those up to it: result (1, heads, L, size)."""
-        return scaled_dot_product_attention(
-            query,
-            keys,
-            values,
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=query.shape[1] != keys.shape[1],
-        )
 
 
 class Pages(Slots):
