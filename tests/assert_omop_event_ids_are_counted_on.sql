@@ -8,13 +8,15 @@
     'device_exposure': 'device_exposure_id',
 } %}
 
-{% set ids %}
-(
-    {%- for table, key in keys.items() %}
-    select {{ key }} as event_id from {{ ref(table) }}
-    {{ 'union all' if not loop.last }}
-    {%- endfor %}
-) as ids
-{% endset %}
+with
 
-{{ test_consecutive(ids, 'event_id') }}
+ids as (
+
+    {% for table, key in keys.items() %}
+        select {{ key }} as event_id from {{ ref(table) }}
+        {{ 'union all' if not loop.last }}
+    {% endfor %}
+
+)
+
+{{ test_consecutive('ids', 'event_id') }}
