@@ -8,7 +8,7 @@ import duckdb
 import pytest
 from omop_gpt.encode import EncodeConfig, encode
 from omop_gpt.evaluation import evaluate as step
-from omop_gpt.evaluation.pictures import PICTURES
+from omop_gpt.evaluation.pictures import PICTURES, SMALL_CELL, calibration_figure
 from omop_gpt.evaluation.results import PROFILES
 from omop_gpt.evaluation.scorecard import MUST_FAIL
 from omop_gpt.simulate import SimulateConfig, simulate
@@ -109,6 +109,12 @@ def test_every_picture_is_drawn(judged):
         # what only a model can be asked was not
         is_drawn = title not in ASKED_OF_MODELS
         assert (f"<img alt='{title}'" in judged["page"]) == is_drawn
+
+
+def test_risks_of_few_persons_are_not_drawn():
+    row = {"task": "admit180", "persons": SMALL_CELL, "chance": 0.1, "observed": 0.2}
+    assert calibration_figure([row], {}) is not None
+    assert calibration_figure([row | {"persons": SMALL_CELL - 1}], {}) is None
 
 
 @pytest.mark.parametrize("anchor", ["ideal", *MUST_FAIL])

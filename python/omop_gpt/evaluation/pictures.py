@@ -395,19 +395,15 @@ def calibration_figure(
     rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]
 ) -> Figure | None:
     """Draw foretold risk against what came, a picture for each task."""
+    rows = [row for row in rows if row["persons"] >= SMALL_CELL]
     tasks = list(dict.fromkeys(row["task"] for row in rows))[:8]
     if not tasks:
         return None
     figure, axes = small_multiples(len(tasks), 2.3)
     for axis, task in zip(axes, tasks):
-        points = [r for r in rows if r["task"] == task and r["persons"] >= SMALL_CELL]
-        axis.plot(
-            [r["chance"] for r in points], [r["observed"] for r in points], "o-",
-            markersize=3, color=COLORS[SYNTHETIC],
-        )  # fmt: skip
-        top = max(
-            [r["chance"] for r in points] + [r["observed"] for r in points] + [0.01]
-        )
+        points = [(r["chance"], r["observed"]) for r in rows if r["task"] == task]
+        axis.plot(*zip(*points), "o-", markersize=3, color=COLORS[SYNTHETIC])
+        top = max(0.01, *map(max, points))
         axis.plot([0, top], [0, top], color="#888888", linewidth=1)
         axis.set_title(names.get(task, task), fontsize=8)
     figure.supxlabel("risk foretold", fontsize=8)
