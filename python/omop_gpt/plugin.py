@@ -19,7 +19,7 @@ from omop_gpt import histories
 from omop_gpt.histories import Language
 from omop_gpt.tokens import write_tokens
 
-TOKENS_PER_BATCH = 1_000_000  # of some 100 bytes each, while they are counted
+TOKENS_PER_BATCH = 1_000_000  # of some 100 bytes each, while their rows are read
 MAKERS = {
     "walked": histories.walked_batch,
     "persons": histories.told_persons,

@@ -146,15 +146,16 @@ class Pages(Slots):
 
     def keep(self, rows: list[int]) -> None:
         """Go on with some of the rows, in this order."""
-        for r, pages in enumerate(self.pages):
+        for r in range(len(self.pages)):
             if r not in rows:
-                self.give_back(pages)
+                self.give_back(r)
         self.pages = [self.pages[r] for r in rows]
         for r, pages in enumerate(self.pages):
             self.row_of[pages] = r
 
-    def give_back(self, pages: list[int]) -> None:
+    def give_back(self, r: int) -> None:
         """Free the pages of a row."""
+        pages, self.pages[r] = self.pages[r], []
         self.block_of[pages], self.row_of[pages] = -1, 0
         for page in pages:
             heapq.heappush(self.free, page)
@@ -168,8 +169,7 @@ class Pages(Slots):
 
     def put(self, r: int, chunk: Chunk) -> None:
         """Give a row the first tokens that were read at once."""
-        self.give_back(self.pages[r])
-        self.pages[r] = []
+        self.give_back(r)
         for start in range(0, chunk.read[0][0].shape[1], PAGE):
             page = self.take(r)
             for layer, (keys, values) in enumerate(chunk.read):
@@ -183,8 +183,7 @@ class Pages(Slots):
         self.offset = position % PAGE
         for r in (self.offset == 0).nonzero()[:, 0].tolist():
             if position[r] == 0:
-                self.give_back(self.pages[r])
-                self.pages[r] = []
+                self.give_back(r)
             self.take(r)
         used = np.flatnonzero(self.block_of >= 0)
         self.top = int(used[-1]) + 1
