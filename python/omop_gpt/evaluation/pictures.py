@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,6 +55,11 @@ class Source:
                 "where table_schema = 'evaluation'"
             ).fetchall()
         }
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """Names of concepts by their ids."""
+        return dict(self.rows("from concept_names"))
 
     def rows(self, query: str, *values: Any) -> list[tuple]:
         """Rows of a query over the marts."""
@@ -320,9 +326,8 @@ def draw_discriminator(source: Source) -> Figure | None:
         title="boosted trees: synthetic or real?", xlabel="false alarms", ylabel="found"
     )
     left.legend(fontsize=8)
-    called = dict(source.rows("from concept_names"))
     names = [
-        f"{named(r['feature'], called)}  "
+        f"{named(r['feature'], source.names)}  "
         f"({r['real_mean']:.3g} real, {r['candidate_mean']:.3g})"
         for r in features
     ]
@@ -344,12 +349,12 @@ def named(feature: str, names: Mapping[int, str]) -> str:
     return (column + (names.get(int(concept)) or concept))[:40]
 
 
-def task_names(source: Source) -> dict[str, str]:
-    """Return names of the tasks that ask for a condition."""
-    return {
-        f"incident_{concept}": f"incident {name}"[:40]
-        for concept, name in source.rows("from concept_names")
-    }
+def task_name(task: str, names: Mapping[int, str]) -> str:
+    """Return a task with the name of the condition that it asks for."""
+    concept = task.removeprefix("incident_")
+    if concept == task or int(concept) not in names:
+        return task
+    return f"incident {names[int(concept)]}"[:40]
 
 
 def draw_utility(source: Source) -> Figure | None:
@@ -369,8 +374,7 @@ def draw_utility(source: Source) -> Figure | None:
             ],
             fmt="o", color=COLORS[SYNTHETIC],
         )  # fmt: skip
-    names = task_names(source)
-    tasks = [names.get(row["task"], row["task"]) for row in rows]
+    tasks = [task_name(row["task"], source.names) for row in rows]
     axis.set_yticks(range(len(rows)), tasks, fontsize=8)
     axis.invert_yaxis()
     axis.set(
@@ -382,17 +386,17 @@ def draw_utility(source: Source) -> Figure | None:
 def draw_calibration(source: Source) -> Figure | None:
     """Risk foretold by models of synthetic patients, against what came."""
     rows = source.curve("utility_calibration", SYNTHETIC, model="logistic")
-    return calibration_figure(rows, task_names(source))
+    return calibration_figure(rows, source.names)
 
 
 def draw_zero_shot_calibration(source: Source) -> Figure | None:
     """Risk foretold by the model's own roll-outs, against what came."""
     rows = source.curve("zero_shot_calibration", SYNTHETIC)
-    return calibration_figure(rows, task_names(source))
+    return calibration_figure(rows, source.names)
 
 
 def calibration_figure(
-    rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]
+    rows: Sequence[Mapping[str, Any]], names: Mapping[int, str]
 ) -> Figure | None:
     """Draw foretold risk against what came, a picture for each task."""
     rows = [row for row in rows if row["persons"] >= SMALL_CELL]
@@ -405,7 +409,7 @@ def calibration_figure(
         axis.plot(*zip(*points), "o-", markersize=3, color=COLORS[SYNTHETIC])
         top = max(0.01, *map(max, points))
         axis.plot([0, top], [0, top], color="#888888", linewidth=1)
-        axis.set_title(names.get(task, task), fontsize=8)
+        axis.set_title(task_name(task, names), fontsize=8)
     figure.supxlabel("risk foretold", fontsize=8)
     figure.supylabel("share that came", fontsize=8)
     return figure
@@ -418,7 +422,6 @@ def draw_zero_shot(source: Source) -> Figure | None:
     if not tasks:
         return None
     figure, axes = small_multiples(len(tasks), 2.3)
-    names = task_names(source)
     for axis, task in zip(axes, tasks):
         points = [row for row in rows if row["task"] == task]
         axis.plot(
@@ -430,9 +433,8 @@ def draw_zero_shot(source: Source) -> Figure | None:
             ("floor", "age, sex and race", "#bbbbbb"),
         ):
             axis.axhline(points[0][name], color=color, linewidth=1, label=label)
-        axis.set_title(
-            f"{names.get(task, task)}, {points[0]['persons']} persons", fontsize=8
-        )
+        name = task_name(task, source.names)
+        axis.set_title(f"{name}, {points[0]['persons']} persons", fontsize=8)
     axes[0].legend(fontsize=6)
     figure.supxlabel("roll-outs of a person", fontsize=8)
     figure.supylabel("AUROC", fontsize=8)
