@@ -101,8 +101,8 @@
 
 {#-
     Write the timeline's tokens to <folder>/tokens/part-*.parquet, one file per part of
-    int_persons_checked: each person is whole in one file. Python numbers and names the
-    tokens and writes the files: see omop_gpt.plugin.
+    int_persons_checked: each person is whole in one file. Python places, numbers and
+    names the tokens and writes the files: see omop_gpt.tokens.
 -#}
 {% macro write_tokens(folder) %}
     {{ return(adapter.dispatch('write_tokens', 'omop_gpt')(folder)) }}
@@ -113,15 +113,20 @@
 {% macro duckdb__write_tokens(folder) %}
     {%- if execute and folder %}
         {%- set table_folder = empty_folder(folder) %}
-        {%- set queries = {} %}
+        {%- set parts = {} %}
         {%- for part in parts_of(ref('int_persons_started')) %}
-            {%- do queries.update({
-                'part-' ~ '%02d' | format(part): tokens_of_part(part)
+            {%- do parts.update({
+                'part-' ~ '%02d' | format(part): {
+                    'steps': steps_of_part(part),
+                    'persons': persons_of_part(part),
+                    'earlier': earlier_tokens_of_part(part) if has_before(),
+                }
             }) %}
         {%- endfor %}
         {%- set of_vocabulary = ' from ' ~ ref('int_vocabulary') ~ ' order by token_id' %}
         {%- do adapter.store_relation('plugin', this, [], table_folder, 'parquet', {
-            'queries': queries,
+            'parts': parts,
+            'words': word_queries(),
             'names': {
                 'split': "select unnest(['" ~ splits() | join("', '") ~ "']) as name",
                 'token': 'select token as name' ~ of_vocabulary,
@@ -132,27 +137,78 @@
     {%- endif %}
 {% endmacro %}
 
-{#- The tokens of a part: what is filled of the places of its steps. -#}
-{% macro tokens_of_part(part) %}
-    select person_id, place, split_order, token_id
-    from (
-        select
-            person_id,
-            split_order,
-            32 * step_order + unnest(range({{ run_places() | length }})) as place,
-            unnest([{{ run_places() | join(', ') }}]) as token_id
-        from (
-            select *, {{ split_order('split') }} as split_order
-            from {{ ref('int_tokens_placed') }}
-            where part = {{ part }}
-        )
-    )
-    where token_id is not null
-    {%- if has_before() %}
-    union all
+{#- What Python looks up: the tokens of what steps and persons say. -#}
+{% macro word_queries() %}
+    {{- return({
+        'words':
+            'select token_id, kind, coalesce(number, concept_id) as said from '
+            ~ ref('int_vocabulary') ~ " where kind <> 'event'",
+        'events':
+            'select event_tokens.token_order, vocabulary.token_id from '
+            ~ ref('int_event_tokens') ~ ' as event_tokens inner join '
+            ~ ref('int_vocabulary') ~ ' as vocabulary'
+            ~ ' on event_tokens.token = vocabulary.token',
+        'spelled':
+            'select spelled.role, spelled.days, tokens_1.token_id as token_id_1,'
+            ~ ' tokens_2.token_id as token_id_2, tokens_3.token_id as token_id_3 from '
+            ~ ref('int_days_spelled') ~ ' as spelled inner join '
+            ~ ref('int_vocabulary') ~ ' as tokens_1 on spelled.token_1 = tokens_1.token'
+            ~ ' left join '
+            ~ ref('int_vocabulary') ~ ' as tokens_2 on spelled.token_2 = tokens_2.token'
+            ~ ' left join '
+            ~ ref('int_vocabulary') ~ ' as tokens_3 on spelled.token_3 = tokens_3.token',
+    }) }}
+{% endmacro %}
+
+{#- What is written of the steps of a part, as they lie: in order. -#}
+{% macro steps_of_part(part) -%}
+    select
+        person_id,
+        step_order,
+        step,
+        cast(opens_visit as tinyint) as opens_visit,
+        cast(is_loose as tinyint) as is_loose,
+        cast(visit_start_date is not null as tinyint) as has_date,
+        closing_days,
+        closing_discharged_to_concept_id,
+        gap_days,
+        visit_concept_id,
+        move_days,
+        case when is_new_hour then hour end as new_hour,
+        token_order,
+        cast(value_as_number is not null and value_bin is null as tinyint)
+            as is_unbinned_number,
+        value_bin,
+        operator_concept_id,
+        value_as_concept_id,
+        cast(quantity is not null and quantity_bin is null as tinyint)
+            as is_unbinned_quantity,
+        quantity_bin,
+        days_supply,
+        {{ days_between('event_date', 'end_date') }} as end_days
+    from {{ ref('int_histories_ordered') }}
+    where part = {{ part }}
+{%- endmacro %}
+
+{#- The persons whose histories these are. -#}
+{% macro persons_of_part(part) -%}
+    select
+        person_id,
+        {{ split_order('split') }} as split_order,
+        start_year,
+        age_years,
+        gender_concept_id,
+        race_concept_id,
+        ethnicity_concept_id
+    from {{ ref('int_persons_started') }}
+    where part = {{ part }} and {{ is_new('person_id') }}
+    order by person_id
+{%- endmacro %}
+
+{#- The tokens of the others, which an earlier encode has written. -#}
+{% macro earlier_tokens_of_part(part) -%}
     select
         earlier.person_id,
-        earlier.position as place,
         {{ split_order('earlier.split') }} as split_order,
         earlier.token_id
     from {{ before_file('tokens') }} as earlier
@@ -161,8 +217,8 @@
     inner join {{ ref('int_persons_started') }} as persons
         on earlier.person_id = persons.person_id
     where persons.part = {{ part }}
-    {%- endif %}
-{% endmacro %}
+    order by earlier.person_id, earlier.position
+{%- endmacro %}
 
 {#- The place of a split among splits(). -#}
 {% macro split_order(split) -%}

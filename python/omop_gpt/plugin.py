@@ -17,7 +17,7 @@ from dbt.adapters.duckdb.plugins import BasePlugin
 
 from omop_gpt import histories
 from omop_gpt.histories import Language
-from omop_gpt.tokens import write_tokens
+from omop_gpt.tokens import Words, write_tokens
 
 TOKENS_PER_BATCH = 1_000_000  # of some 100 bytes each, while their rows are read
 MAKERS = {
@@ -36,7 +36,7 @@ class Plugin(BasePlugin):
         self.connection = conn
 
     def store(self, target_config: Any) -> None:
-        """Do what the config names: `batches`, `made` or `queries`."""
+        """Do what the config names: `batches`, `made` or `parts`."""
         config = target_config.config
         if "batches" in config:
             self.side_by_side(self.run, config["batches"])
@@ -44,17 +44,30 @@ class Plugin(BasePlugin):
         if "made" in config:
             self.fill(**config)
             return
-        names = {
-            name: self.query(query)["name"].combine_chunks()
-            for name, query in config["names"].items()
+        self.write_tokens(Path(target_config.location.path), **config)
+
+    def write_tokens(
+        self,
+        folder: Path,
+        parts: dict[str, dict[str, str | None]],
+        words: dict[str, str],
+        names: dict[str, str],
+    ) -> None:
+        """Write a file of tokens for each part."""
+        known = Words.of({key: self.query(query) for key, query in words.items()})
+        named = {
+            key: self.query(query)["name"].combine_chunks()
+            for key, query in names.items()
         }
-        folder = Path(target_config.location.path)
 
-        def write(name: str) -> None:
-            query = config["queries"][name]
-            write_tokens(self.query(query), names, folder / f"{name}.parquet")
+        def write(part: str) -> None:
+            tables = {
+                key: self.query(query) if query else None
+                for key, query in parts[part].items()
+            }
+            write_tokens(known, **tables, names=named, path=folder / f"{part}.parquet")
 
-        self.side_by_side(write, config["queries"])
+        self.side_by_side(write, parts)
 
     def fill(
         self,

@@ -2,6 +2,9 @@
 {{ config(post_hook="{{ write_tokens(var('timeline_folder')) }}") }}
 -- depends_on: {{ ref('int_persons_started') }}
 -- depends_on: {{ ref('int_persons_kept') }}
+-- depends_on: {{ ref('int_histories_ordered') }}
+-- depends_on: {{ ref('int_event_tokens') }}
+-- depends_on: {{ ref('int_days_spelled') }}
 with
 
 placed as (
