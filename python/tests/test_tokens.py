@@ -297,6 +297,22 @@ def test_tokens_that_are_taken_over_lie_among_the_others(tmp_path):
     assert write(*nobody, tmp_path, everybody[1]) != whole
 
 
+def test_days_that_no_walk_spells_are_missing():
+    ids = {f"token_id_{place}": [place, 3 + place] for place in (1, 2, 3)}
+    spelled = pa.table({"role": ["gap"] * 2, "days": [-5, -2], **ids})
+    words = Words.of(WORD_TABLES | {"spelled": spelled})
+    days = np.array([-6, -5, -4, -2, -1])
+    found = [
+        dict(zip(rows.tolist(), token_ids.tolist(), strict=True))
+        for rows, token_ids in words.spell("gap", np.arange(5), days)
+    ]
+    assert found == [
+        {0: -1, 1: 1, 2: -1, 3: 4, 4: -1},
+        {1: 2, 3: 5},
+        {1: 3, 3: 6},
+    ]
+
+
 def test_a_history_of_nobody_is_refused(tmp_path):
     steps, persons = histories_of(np.random.default_rng(7), 5)
     with pytest.raises(RuntimeError, match="are not those of its persons"):
