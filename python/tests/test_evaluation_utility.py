@@ -33,7 +33,9 @@ from sklearn.model_selection import StratifiedKFold
 
 ROOT = Path(__file__).parents[2]
 COHORTS = {"train": 900, "holdout": 800, "good": 900, "bad": 900, "small": 150}
-PROFILE = replace(PROFILES["standard"], bootstraps=60, discriminator_persons=900)
+PROFILE = replace(
+    PROFILES["standard"], bootstraps=60, discriminator_persons=900, reads_histories=True
+)
 RISK, CHRONIC, ACUTE = 77, 320128, (11, 12, 13, 14, 15)
 START = date(2000, 1, 1)
 
@@ -411,7 +413,7 @@ def test_summaries_are_those_of_the_histories(con):
 
 
 def test_a_perfect_generator_is_not_told_apart(results):
-    for model in ("boosting", "logistic"):
+    for model in ("boosting", "logistic", "sequence"):
         metric = value_of(results, "discriminator_auc", "good", model)
         assert 0.45 < metric.value < 0.55
         assert metric.ci_low < metric.value < metric.ci_high

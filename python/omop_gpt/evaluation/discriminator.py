@@ -1,7 +1,8 @@
 """How well a classifier tells synthetic patients from real ones, and by what.
 
 It learns from histories in a few numbers (model person_summaries) and counts of the
-most frequent concepts. An area under its ROC curve of 0.5 says that it cannot; the
+most frequent concepts; a third one reads them in order (reader.py), where the profile
+asks for it. An area under its ROC curve of 0.5 says that it cannot; the
 features that it needs where it can are where the generator errs.
 """
 
@@ -60,22 +61,29 @@ def measure(
     0 where nothing tells them apart, 1/4 where everything does (Snoke et al., 2018).
     """
     persons = persons_per_side(con, candidate, profile.discriminator_persons)
+    kinds = [*models(profile.seed), *(["sequence"] if profile.reads_histories else [])]
     if persons < LEAST_PERSONS:
-        for name in models(profile.seed):
+        for name in kinds:
             for metric in ("discriminator_auc", "discriminator_pmse"):
                 results.add(metric, candidate, np.nan, stratum=name, n=2 * persons)
         return
     features, names, is_synthetic = load(con, candidate, persons)
     splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=profile.seed)
     folds = list(splitter.split(features, is_synthetic))
-    for name, model in models(profile.seed).items():
+    learners = {name: (model, features) for name, model in models(profile.seed).items()}
+    if profile.reads_histories:
+        from omop_gpt.evaluation.reader import Reader, histories
+
+        reader = Reader(*histories(con), profile.seed)
+        learners["sequence"] = reader, np.arange(len(features))
+    for name, (model, read) in learners.items():
         chance = np.empty(len(is_synthetic))
         true_positive_rates = np.empty((FOLDS, len(GRID)))
         samples = np.empty((FOLDS, profile.bootstraps))
         areas = np.empty(FOLDS)
         for number, (train, test) in enumerate(folds):
-            model.fit(features[train], is_synthetic[train])
-            chance[test] = model.predict_proba(features[test])[:, 1]
+            model.fit(read[train], is_synthetic[train])
+            chance[test] = model.predict_proba(read[test])[:, 1]
             areas[number] = auroc(is_synthetic[test], chance[test])[0]
             samples[number] = auroc(
                 is_synthetic[test],

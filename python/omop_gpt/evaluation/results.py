@@ -73,6 +73,7 @@ class Profile:
     targets: int  # of the attacks, from the training and from the holdout each
     bootstraps: int
     discriminator_persons: int  # of each side
+    reads_histories: bool  # whether one of the classifiers does
     rollouts: int  # of the model, of each person of a task; 0: none
     rollout_persons: int  # of the holdout, of each task
     seed: int = 42
@@ -91,6 +92,7 @@ PROFILES = {
         targets=500,
         bootstraps=100,
         discriminator_persons=1_000,
+        reads_histories=False,
         rollouts=0,
         rollout_persons=200,
     ),
@@ -100,6 +102,7 @@ PROFILES = {
         targets=10_000,
         bootstraps=200,
         discriminator_persons=10_000,
+        reads_histories=False,
         rollouts=20,
         rollout_persons=200,
     ),
@@ -112,6 +115,7 @@ PROFILES = {
         targets=10_000,
         bootstraps=1_000,
         discriminator_persons=20_000,
+        reads_histories=True,
         rollouts=50,
         rollout_persons=2_000,
     ),
