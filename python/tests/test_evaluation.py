@@ -65,9 +65,14 @@ def test_no_person_is_in_what_leaves(loop):
     assert not [pair for pair in columns if pair[1] in ("person_id", "visit_order")]
 
 
-def judge(root, patients: int, others: int, anchors: tuple[str, ...]) -> dict:
-    """Judge simulated patients beside others of the same process."""
-    for name, count, seed in (("source", patients, 1), ("other", others, 2)):
+def judge(root, patients: int, others: int, anchors: tuple[str, ...], more=()) -> dict:
+    """Judge simulated patients beside others of the same process.
+
+    `more`: how many there are in further sets of other seeds.
+    """
+    counts = {"source": patients, "other": others}
+    counts |= {f"other_{number}": count for number, count in enumerate(more, 2)}
+    for seed, (name, count) in enumerate(counts.items(), 1):
         simulate(
             SimulateConfig(
                 output_folder=str(root / name), num_of_patients=count, seed=seed
@@ -83,6 +88,7 @@ def judge(root, patients: int, others: int, anchors: tuple[str, ...]) -> dict:
             step.EvaluateConfig(
                 real_folder=str(root / "W"),
                 synthetic_folder=str(root / "other"),
+                other_synthetic_folders=tuple(str(root / name) for name in counts)[2:],
                 output_folder=str(root / "report"),
                 profile="smoke",
             )
@@ -93,15 +99,36 @@ def judge(root, patients: int, others: int, anchors: tuple[str, ...]) -> dict:
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory) -> dict:
-    """What all anchors come to, on 4,000 patients and others of the same process."""
+    """What all anchors come to, on 4,000 patients and two sets of the same process."""
     root = tmp_path_factory.mktemp("anchors")
-    return judge(root, 4_000, 2_800, PROFILES["full"].anchors)
+    return judge(root, 4_000, 2_800, PROFILES["full"].anchors, more=(500,))
 
 
 def test_of_a_handful_of_patients_nothing_is_certified(tmp_path):
-    report = judge(tmp_path, 12, 12, PROFILES["smoke"].anchors)
+    report = judge(tmp_path, 12, 12, PROFILES["smoke"].anchors, more=(11, 10))
     assert report["verdict"]["outcome"] != "passed"
-    assert report["persons"]["synthetic"] == 12
+    sets = {"synthetic": 12, "synthetic_2": 11, "synthetic_3": 10}
+    assert sets.items() <= report["persons"].items()
+
+
+def test_the_worst_of_the_sets_is_judged_and_the_first_attacked(judged):
+    sets = ("synthetic", "synthetic_2")
+    assert "several sets of synthetic patients</td>" not in judged["page"]
+    found = {}
+    for row in judged["metrics"]:
+        of_metric = found.setdefault((row["name"], row["stratum"]), {})
+        of_metric[row["cohort"]] = row["value"]
+    compared = 0
+    for row in judged["gates"]:
+        values = found.get((row["metric"], row["stratum"]), {})
+        if row["family"] == "privacy":
+            assert sets[1] not in values
+        ours = {values[name] for name in sets if values.get(name) is not None}
+        if row["cohort"] == "synthetic" and row["family"] != "privacy" and ours:
+            worst = max if row["direction"] == "at_most" else min
+            assert row["value"] == worst(ours)
+            compared += len(ours) > 1
+    assert compared > 10
 
 
 def test_every_picture_is_drawn(judged):

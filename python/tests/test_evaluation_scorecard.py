@@ -137,6 +137,34 @@ def test_verdict_and_anchors():
     assert verdict(rows, 500)["outcome"] == "failed"
 
 
+def test_of_several_sets_the_worst_is_judged():
+    sets = ("synthetic", "synthetic_2", "synthetic_3")
+    gates = [
+        gate(family="fidelity"),
+        gate(gate_order=2, metric="high", family="utility", direction="at_least"),
+        gate(gate_order=3, metric="leak", family="privacy"),
+        gate(gate_order=4, metric="missing", family="fidelity"),
+        gate(gate_order=5, metric="unknown", family="fidelity"),
+    ]
+    values = {
+        "m": (0.1, 0.3, math.nan),
+        "high": (0.9, 0.8, 0.7),
+        "leak": (0.1, 0.9, 0.9),
+        "unknown": (math.nan,) * 3,
+    }
+    metrics = [
+        metric(value, cohort=cohort, name=name)
+        for name, of_sets in values.items()
+        for cohort, value in zip(sets, of_sets, strict=True)
+    ]
+    rows = gate_rows(metrics, gates, ("synthetic", "ideal"), sets)
+    ours = [row["value"] for row in rows if row["cohort"] == "synthetic"]
+    assert ours[:3] == [0.3, 0.7, 0.1]
+    assert [row["status"] for row in rows[6::2]] == ["not_run", "undefined"]
+    alone = gate_rows(metrics, gates, ("synthetic",))
+    assert [row["value"] for row in alone][:3] == [0.1, 0.9, 0.1]
+
+
 def test_the_scorecard_only_grows():
     metrics = [
         metric(0.3), metric(0.1, cohort="ideal"), metric(0.5, cohort="unigram"),

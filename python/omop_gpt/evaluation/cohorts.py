@@ -12,11 +12,14 @@ They are made in schema `evaluation_private` of the warehouse, for they hold pat
 Real patients are those of the timeline, under the name of their split: train,
 validation, holdout; the reserve is two cohorts, half each by chance: `ideal`, which
 poses as synthetic, and `calibration`, which tells how hard a target is to find.
+Synthetic ones are cohort `synthetic`; further sets of the same model and other seeds
+are `synthetic_2`, `synthetic_3` and so on.
 Ages are whole years, from the year of birth: a sequence tells no more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,18 +46,28 @@ EVENT_COLUMNS = {
 WITH_VALUES = ("measurement", "observation")
 
 
+def names_of(sets: int) -> list[str]:
+    """Name the cohorts of so many sets of synthetic patients."""
+    return [SYNTHETIC, *(f"{SYNTHETIC}_{number}" for number in range(2, sets + 1))]
+
+
 def make_cohorts(
-    con: duckdb.DuckDBPyConnection, real_folder: Path, synthetic_folder: Path
+    con: duckdb.DuckDBPyConnection,
+    real_folder: Path,
+    synthetic_folders: Sequence[Path],
 ) -> None:
-    """Make the three tables of the timeline in `real_folder` and a CDM's Parquet files.
+    """Make the three tables of the timeline in `real_folder` and CDMs' Parquet files.
 
     Raises InputError where a table that is needed is missing or cannot be read.
     """
     con.execute(f"create schema if not exists {SCHEMA}")
     for table, query in real_queries(real_folder).items():
         con.execute(f"create or replace table {SCHEMA}.{table} as {query}")
-    for table, query in synthetic_queries(synthetic_folder).items():
-        con.execute(f"insert into {SCHEMA}.{table} by name {query}")
+    for cohort, folder in zip(
+        names_of(len(synthetic_folders)), synthetic_folders, strict=True
+    ):
+        for table, query in synthetic_queries(folder, cohort).items():
+            con.execute(f"insert into {SCHEMA}.{table} by name {query}")
 
 
 def real_queries(folder: Path) -> dict[str, str]:
@@ -111,13 +124,13 @@ def real_queries(folder: Path) -> dict[str, str]:
     }
 
 
-def synthetic_queries(folder: Path) -> dict[str, str]:
-    """Write queries of cohort `synthetic`, over a CDM's folders of Parquet files."""
+def synthetic_queries(folder: Path, cohort: str = SYNTHETIC) -> dict[str, str]:
+    """Write queries of a synthetic cohort, over a CDM's folders of Parquet files."""
     person, visit = files_of(folder, "person"), files_of(folder, "visit_occurrence")
     for name, files in {"person": person, "visit_occurrence": visit}.items():
         if not files:
             raise InputError(
-                f"--synthetic_folder {folder} has no {name}/*.parquet: "
+                f"the synthetic folder {folder} has no {name}/*.parquet: "
                 "name the folder of OMOP tables that `omop-gpt decode` wrote."
             )
     death = files_of(folder, "death")
@@ -154,24 +167,24 @@ def synthetic_queries(folder: Path) -> dict[str, str]:
     ]
     if not events:
         raise InputError(
-            f"--synthetic_folder {folder} has none of {', '.join(EVENT_COLUMNS)}."
+            f"the synthetic folder {folder} has none of {', '.join(EVENT_COLUMNS)}."
         )
     return {
         "persons": f"""
             select
-                '{SYNTHETIC}' as cohort, person_id, gender_concept_id,
+                '{cohort}' as cohort, person_id, gender_concept_id,
                 race_concept_id, ethnicity_concept_id, year_of_birth, death_date
             from {parquet(person)} left join ({deaths}) using (person_id)
         """,
         "visits": f"""
             select
-                '{SYNTHETIC}' as cohort, person_id,
+                '{cohort}' as cohort, person_id,
                 cast(visit_number as int) as visit_order, visit_concept_id,
                 visit_start_date, visit_end_date
             from ({visits})
         """,
         "events": f"""
-            select '{SYNTHETIC}' as cohort, *
+            select '{cohort}' as cohort, *
             from ({" union all by name ".join(events)})
         """,
     }

@@ -36,6 +36,7 @@ from omop_gpt.evaluation.cohorts import (
     SCHEMA,
     SYNTHETIC,
     make_cohorts,
+    names_of,
 )
 from omop_gpt.evaluation.datacard import write_data_card
 from omop_gpt.evaluation.report import write_report
@@ -79,6 +80,11 @@ class EvaluateConfig:
     real_folder: str = flag("What encode wrote: its persons carry the split.")
     synthetic_folder: str = flag("OMOP tables of the synthetic patients, as Parquet.")
     output_folder: str = flag("Where the report is written.")
+    other_synthetic_folders: tuple[str, ...] = flag(
+        "Further sets of the same model, sampled with other seeds: the worst is judged "
+        "for fidelity and utility.",
+        (),
+    )
     source_omop_folder: str = flag(
         "OMOP tables that were encoded: names of concepts for the report.", ""
     )
@@ -114,6 +120,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     profile = PROFILES[config.profile].changed(config.seed, config.rollouts)
     output = Path(config.output_folder)
     real, synthetic = Path(config.real_folder), Path(config.synthetic_folder)
+    sets = [synthetic, *map(Path, config.other_synthetic_folders)]
     model = Path(config.model_folder) if config.model_folder else None
     if model and not (model / "config.json").is_file():
         raise InputError(f"--model_folder {model} holds no model (no config.json).")
@@ -121,7 +128,8 @@ def evaluate(config: EvaluateConfig) -> Path:
         "profile": profile.name, "seed": profile.seed, "model": bool(model),
         "rollouts": profile.rollouts if model else 0,
     }  # fmt: skip
-    inputs = folder_fingerprint(real / "timeline") + folder_fingerprint(synthetic)
+    inputs = folder_fingerprint(real / "timeline")
+    inputs += "".join(map(folder_fingerprint, sets))
     if model:
         inputs += folder_fingerprint(model, "*.safetensors")
     if is_done(output, step="evaluate", settings=settings, inputs=inputs):
@@ -137,7 +145,7 @@ def evaluate(config: EvaluateConfig) -> Path:
     work_folder = output.with_name(f".{output.name}.dbt")
     with whole_folder(output) as partial:
         with connect(database, config) as con:
-            make_cohorts(con, real, synthetic)
+            make_cohorts(con, real, sets)
             say(started, "real and synthetic patients are read")
             make_anchors(con, profile.anchors, profile.seed)
             say(started, f"anchors: {', '.join(profile.anchors)}")
@@ -152,7 +160,7 @@ def evaluate(config: EvaluateConfig) -> Path:
         say(started, "marts are computed")
         with connect(database, config) as con:
             con.execute("create schema if not exists evaluation")
-            results, families = measure(con, profile, started)
+            results, families = measure(con, profile, len(sets), started)
             if model:
                 before = len(results.metrics)
                 privacy.measure_model(con, model, real, profile, results)
@@ -164,9 +172,10 @@ def evaluate(config: EvaluateConfig) -> Path:
                 families |= {m.name: "utility" for m in results.metrics[before:]}
                 say(started, "what the model foretells")
             measure_quality(synthetic, results)
-            report = judge(con, results, families, profile, run_of(synthetic, profile))
+            run = run_of(synthetic, profile)
+            report = judge(con, results, families, profile, run, len(sets))
             report["folders"] = {
-                "real": str(real), "synthetic": str(synthetic),
+                "real": str(real), "synthetic": ", ".join(map(str, sets)),
                 "model": str(model or ""),
             }  # fmt: skip
             write_json(partial / "metrics.json", without_nan(report))
@@ -212,9 +221,13 @@ def connect(database: Path, config: EvaluateConfig) -> duckdb.DuckDBPyConnection
 
 
 def measure(
-    con: duckdb.DuckDBPyConnection, profile: Profile, started: float
+    con: duckdb.DuckDBPyConnection, profile: Profile, sets: int, started: float
 ) -> tuple[Results, dict[str, str]]:
-    """Measure every candidate; returns results, and the family of each metric."""
+    """Measure every candidate; returns results, and the family of each metric.
+
+    Of several sets of synthetic patients the first is the one that may leave: privacy
+    is measured of it alone.
+    """
     results, families = Results(), {}
     present = {
         name
@@ -224,7 +237,8 @@ def measure(
     }
     for family, modules in FAMILIES.items():
         for module in modules:
-            for candidate in (SYNTHETIC, *profile.anchors):
+            ours = names_of(1 if family == "privacy" else sets)
+            for candidate in (*ours, *profile.anchors):
                 if candidate not in present:
                     continue
                 before = len(results.metrics)
@@ -250,6 +264,7 @@ def judge(
     families: Mapping[str, str],
     profile: Profile,
     run: Mapping[str, Any],
+    sets: int,
 ) -> dict[str, Any]:
     """Hold the metrics against the gates, and add them to the scorecard."""
     gates = read_gates(con)
@@ -261,7 +276,7 @@ def judge(
     rows = score_rows(results.metrics, families, gates)
     add_to_scorecard(con, run, rows)
     cohorts = [name for name in (SYNTHETIC, *profile.anchors) if name in sizes]
-    judged = gate_rows(results.metrics, gates, cohorts)
+    judged = gate_rows(results.metrics, gates, cohorts, names_of(sets))
     least = min(sizes.get(name, 0) for name in (HOLDOUT, IDEAL, CALIBRATION))
     return {
         "run": dict(run),

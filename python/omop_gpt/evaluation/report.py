@@ -190,7 +190,9 @@ def gates_table(report: Mapping[str, Any], cohorts: Sequence[str]) -> str:
         )
     lines.append("</table><p>Anchors are red where they fail the gate: a copy of the ")
     lines.append(
-        "training has to fail privacy, broken histories have to fail fidelity.</p>"
+        "training has to fail privacy, broken histories have to fail fidelity. Of "
+        "several sets of synthetic patients the worst is shown for fidelity and "
+        "utility, the first for privacy.</p>"
     )
     return "".join(lines)
 
@@ -230,7 +232,7 @@ def metrics_tables(report: Mapping[str, Any], cohorts: Sequence[str]) -> str:
 
 def protocol(report: Mapping[str, Any]) -> str:
     """Return how it was done, and what was not tried."""
-    run = report["run"]
+    run, has_several = report["run"], f"{SYNTHETIC}_2" in report["persons"]
     not_run = [
         row["metric"]
         for row in report["gates"]
@@ -244,8 +246,8 @@ def protocol(report: Mapping[str, Any]) -> str:
         "versions": ", ".join(f"{k} {v}" for k, v in report["versions"].items()),
         "folders": ", ".join(f"{k} {v}" for k, v in report["folders"].items() if v),
         "not run": ", ".join(not_run) or "nothing of the gates",
-        "not tried": "attacks with outside knowledge, a formal bound; "
-        "one set of synthetic patients, not several of different seeds",
+        "not tried": "attacks with outside knowledge, a formal bound"
+        + ("" if has_several else "; several sets of synthetic patients"),
     }
     rows = "".join(
         f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>"

@@ -73,6 +73,13 @@ class Gate:
         value = metric.ci_high if by_interval else metric.value
         return self.worse(value, self.limit(ideal))
 
+    def worst(self, metrics: Sequence[Metric | None]) -> Metric | None:
+        """Return the metric of the worst value; one without a value, if all are."""
+        there = [metric for metric in metrics if metric is not None]
+        known = [metric for metric in there if is_known(metric)]
+        sign = 1 if self.direction == "at_most" else -1
+        return max(known or there, key=lambda metric: sign * metric.value, default=None)
+
     def status(self, metric: Metric | None, ideal: Metric | None) -> str:
         """Return passed, failed, underpowered, undefined (NaN), or not_run.
 
@@ -174,15 +181,26 @@ def score(
 
 
 def gate_rows(
-    metrics: Sequence[Metric], gates: Sequence[Gate], cohorts: Sequence[str]
+    metrics: Sequence[Metric],
+    gates: Sequence[Gate],
+    cohorts: Sequence[str],
+    sets: Sequence[str] = (SYNTHETIC,),
 ) -> list[dict[str, Any]]:
-    """Return one row per gate and cohort, in the order of the gates."""
+    """Return one row per gate and cohort, in the order of the gates.
+
+    `sets`: cohorts of the same model and several seeds. Fidelity and utility of the
+    first are those of the worst of them.
+    """
     found = {(m.name, m.stratum, m.cohort): m for m in metrics}
     rows = []
     for gate in gates:
         ideal = found.get((gate.metric, gate.stratum, IDEAL))
         for cohort in cohorts:
             metric = found.get((gate.metric, gate.stratum, cohort))
+            if cohort == SYNTHETIC and gate.family in BY_INTERVAL:
+                metric = gate.worst(
+                    [found.get((gate.metric, gate.stratum, name)) for name in sets]
+                )
             rows.append(
                 {
                     "cohort": cohort,
