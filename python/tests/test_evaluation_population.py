@@ -157,8 +157,8 @@ def con(rows, tmp_path_factory):
 
 
 def measured(con, cohort):
-    population.exclusive_pairs.cache_clear()
-    population.effect_pairs.cache_clear()
+    for mined in ("training_matrix", "exclusive_pairs", "indications", "effect_pairs"):
+        getattr(population, mined).cache_clear()
     results = Results()
     population.measure(con, cohort, PROFILES["smoke"], results)
     values = {(m.name, m.stratum): m.value for m in results.metrics}
@@ -600,6 +600,40 @@ def test_what_is_never_together(found, rows, matrices):
     assert 1 <= women.sum() <= 3
     assert broken.mean() > 0
     assert found["violation_never_together", "all"] == pytest.approx(broken.mean())
+
+
+def test_drugs_that_nothing_speaks_for(con, rows, matrices, monkeypatch):
+    # so much is explained in a world whose drugs have little to do with its conditions
+    monkeypatch.setattr(population, "COVERED", 0.9)
+    monkeypatch.setattr(population, "LIFT", 1.2)
+    found, _ = measured(con, "other")
+    train, ours = matrices["train"], matrices["other"]
+    conditions = [c for c in train if c.startswith("condition")]
+    conditions = [c for c in conditions if train[c].sum() >= 50]
+    # of equals the most frequent is first
+    conditions.sort(key=lambda c: (-train[c].sum(), int(c.split()[1])))
+    wrong = about = rules = 0
+    for drug in [c for c in train if c.startswith("drug") and train[c].sum() >= 50]:
+        takers, chosen = train[train[drug]], []
+        left = takers
+        while len(chosen) < 3 and len(left):
+            gains = {
+                c: left[c].sum()
+                for c in conditions
+                if takers[c].mean() >= 1.2 * train[c].mean()
+            }
+            best = max(gains, key=gains.get, default=None)
+            if best is None or not gains[best]:
+                break
+            chosen.append(best)
+            left = left[~left[best]]
+        if len(left) <= 0.1 * len(takers):
+            rules += 1
+            about += ours[drug].sum()
+            wrong += (ours[drug] & ~ours[chosen].any(axis=1)).sum()
+    assert 1 <= rules < 6
+    assert 0 < wrong < about
+    assert found["violation_no_indication", "all"] == pytest.approx(wrong / about)
 
 
 def test_ages_at_which_nobody_has_it(con, rows, monkeypatch):
