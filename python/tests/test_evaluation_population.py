@@ -308,7 +308,9 @@ def test_demographics(found, rows):
 def test_subgroups(found, rows, matrices):
     real, ours = (described(rows, name) for name in ("holdout", "other"))
     overall = np.maximum(matrices["holdout"].mean(), matrices["other"].mean())
-    r2s, gaps = {}, {}
+    top = matrices["holdout"].sum()
+    top = sorted(top.index[top > 0], key=lambda c: (-top[c], *c.split()))[:150]
+    r2s, gaps, divergences = {}, {}, {}
     for dimension in ("gender", "age", "race", "decade"):
         column = NAMES.get(dimension, dimension)
         for value in real[column].dropna().unique():
@@ -321,9 +323,21 @@ def test_subgroups(found, rows, matrices):
             kept = overall >= 0.002
             r2s[f"{dimension} {stratum}"] = r2(p[kept], q[kept])
             gaps[f"{dimension} {stratum}"] = (p - q).abs()[overall >= 0.01].mean()
+            pairs = []
+            for name, group in zip(("holdout", "other"), groups):
+                has = matrices[name].loc[group, top].to_numpy(int)
+                pairs.append([has[:, a] @ has[:, b] + 0.5 for a, b in combinations(
+                    range(len(top)), 2
+                )])  # fmt: skip
+            divergences[f"{dimension} {stratum}"] = stats.entropy(*pairs)
     assert len(r2s) >= 6
     r2s["all"], gaps["all"] = min(r2s.values()), max(gaps.values())
-    for name, values in {"subgroup_prevalence_r2": r2s, "subgroup_apd": gaps}.items():
+    divergences["all"] = max(divergences.values())
+    for name, values in {
+        "subgroup_prevalence_r2": r2s,
+        "subgroup_apd": gaps,
+        "subgroup_cooccurrence_kl": divergences,
+    }.items():
         strata = {key[1]: value for key, value in found.items() if key[0] == name}
         assert strata == pytest.approx(values)
 

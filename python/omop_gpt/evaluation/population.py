@@ -354,6 +354,8 @@ def measure_pairs(
         kl, _ = divergences(real["lifetime"][pairs], ours["lifetime"][pairs])
         add("cooccurrence_kl", kl, stratum)
 
+    measure_subgroup_pairs(con, candidate, concepts, add)
+
     by_person = [
         found["same_visit"][upper] / max(n, 1) for found, n in zip((real, ours), sizes)
     ]
@@ -372,6 +374,40 @@ def measure_pairs(
         }
         for a, b in np.argwhere(upper[:DRAWN, :DRAWN]).tolist()
     ]
+
+
+def measure_subgroup_pairs(
+    con: duckdb.DuckDBPyConnection,
+    candidate: str,
+    concepts: list[Concept],
+    add: Add,
+) -> None:
+    """Divergence of pairs in a life, within subgroups; the worst stands for all."""
+    has = [concept_matrix(con, name, concepts, []) for name in (HOLDOUT, candidate)]
+    query = """
+        select
+            'gender ' || gender_concept_id as gender,
+            'race ' || race_concept_id as race,
+            'decade ' || decade as decade,
+            'age ' || age_group as age
+        from evaluation_private.population_persons
+        where cohort = ?
+        order by person_id
+    """
+    upper = np.triu(np.ones((len(concepts), len(concepts)), bool), 1)
+    sides = [con.execute(query, [n]).fetchnumpy() for n in (HOLDOUT, candidate)]
+    found = []
+    for dimension in sides[0]:
+        # who is of no stratum is NULL
+        strata = [np.ma.filled(side[dimension], "") for side in sides]
+        for stratum in sorted({*strata[0]} & {*strata[1]} - {""}):
+            groups = [x[of == stratum] for x, of in zip(has, strata)]
+            if min(group.shape[0] for group in groups) < LEAST_PERSONS:
+                continue
+            kl, _ = divergences(*((x.T @ x).toarray()[upper] for x in groups))
+            add("subgroup_cooccurrence_kl", kl, stratum)
+            found.append(kl)
+    add("subgroup_cooccurrence_kl", max(found, default=None))
 
 
 def pair_ends(
