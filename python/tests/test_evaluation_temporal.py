@@ -537,6 +537,62 @@ def test_survival_on_age_is_the_product_of_its_days(found, persons, con):
         assert survival == pytest.approx(curve[ended][-1])
 
 
+def test_survival_from_a_diagnosis_on(found, persons, con):
+    """The conditions that most of the holdout's dead had; counted from their onset."""
+    frequent = con.execute(
+        "select concept_id from evaluation.temporal_concepts "
+        "where source_table = 'condition_occurrence' and table_rank <= 50"
+    ).fetchall()
+    onsets = {
+        (cohort, concept): con.execute(
+            "select person_id, min(event_date) as onset from evaluation_private.events "
+            "where cohort = ? and source_table = 'condition_occurrence' "
+            "and concept_id = ? group by 1",
+            [cohort, concept],
+        ).df().set_index("person_id")["onset"]
+        for cohort, (concept,) in product(("holdout", "other"), frequent)
+    }  # fmt: skip
+
+    def known(cohort, concept):
+        of = persons[cohort]
+        of = of.assign(onset=onsets[cohort, concept].reindex(of.index)).dropna(
+            subset=["onset"]
+        )
+        return of[of.onset <= of.exit]
+
+    dead = {
+        concept: known("holdout", concept).death_date.notna().sum()
+        for (concept,) in frequent
+    }
+    chosen = sorted((c for c in dead if dead[c]), key=lambda c: (-dead[c], c))[:5]
+    strata = {key[1] for key in found[0] if key[0] == "survival_sup"}
+    assert strata == {"all", "follow_up", *(f"since {concept}" for concept in chosen)}
+    compared = 0
+    for concept in chosen:
+        sides = [known(cohort, concept) for cohort in ("holdout", "other")]
+        lengths = [(side.exit - side.onset).dt.days for side in sides]
+        last = min(sorted(days)[-50] if len(days) >= 50 else -1 for days in lengths)
+        died = [
+            (side.death_date.notna() & (days <= last)).sum()
+            for side, days in zip(sides, lengths)
+        ]
+        value = found[0]["survival_sup", f"since {concept}"]
+        if last < 0 or min(died) < 10:
+            assert np.isnan(value)
+            continue
+        curves = [
+            stats.ecdf(
+                stats.CensoredData(
+                    days[side.death_date.notna()], right=days[side.death_date.isna()]
+                )
+            ).sf.evaluate(np.arange(last + 1))
+            for side, days in zip(sides, lengths)
+        ]
+        assert value == pytest.approx(np.abs(curves[0] - curves[1]).max())
+        compared += 1
+    assert compared > 0
+
+
 @pytest.mark.filterwarnings("ignore:The confidence interval is undefined")
 def test_survival_from_the_first_day_is_that_of_scipy(found, persons, con):
     curves, last = [], []

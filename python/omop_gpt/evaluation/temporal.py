@@ -519,20 +519,31 @@ def measure_survival(
 ) -> None:
     """Kaplan-Meier on age, with late entry, and from the first day that is known.
 
+    And from the first day of the five conditions that most of the holdout's dead had.
     Largest difference of the curves while at least LEAST_AT_RISK are at risk on both
     sides; both are 1 where that begins. Restricted mean survival time: the area below
     the curve of the first RMST_YEARS of follow-up, in years.
     """
-    for axis in ("age", "follow_up"):
-        days, curves = survival_curves(con, candidate, axis)
-        known = len(days) > 0
-        gap = np.abs(curves[0] - curves[1]).max() if known else None
+    query = """
+        select distinct axis
+        from evaluation_private.temporal_spans
+        where cohort = ? and axis not in ('age', 'follow_up')
+        order by axis
+    """
+    conditions = [axis for (axis,) in con.execute(query, [HOLDOUT]).fetchall()]
+    found = {
+        axis: survival_curves(con, candidate, axis)
+        for axis in ("age", "follow_up", *conditions)
+    }
+    for axis, (days, curves) in found.items():
+        gap = np.abs(curves[0] - curves[1]).max() if len(days) else None
         if axis == "age":
             add("survival_sup", gap, ends=survival_ends(draws))
         else:
             add("survival_sup", gap, axis)
+    days, curves = found["follow_up"]
     last = RMST_YEARS * DAYS
-    if known and days[-1] >= last:
+    if len(days) and days[-1] >= last:
         ends = np.append(days[days < last], last)
         # on a day, the curve is what it was before: who dies has lived to its end
         before = np.column_stack([np.ones(2), curves[:, days < last]])
