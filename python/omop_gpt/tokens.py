@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ TOKENS = pa.schema(
     }
 )
 ROWS_PER_GROUP = 1_000_000
+STEPS_PER_PIECE = 100_000  # what is looked up of them stays in a processor's cache
 OPENS, EVENT, CLOSES = range(3)  # steps of a history
 MISSING = -1  # what the language cannot say
 NO_WORD = -2
@@ -226,6 +228,38 @@ def in_rows(placed: Placed, size: int) -> tuple[np.ndarray, np.ndarray]:
     return counts, token_id
 
 
+def tokens_of(
+    words: Words, steps: pa.Table, persons: pa.Table
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many tokens each person has (P,), and all of them (T,).
+
+    A few persons at a time. Raises RuntimeError if the steps are not theirs.
+    """
+    opening = np.flatnonzero(numbers(steps["step"]) == OPENS)
+    if not np.array_equal(
+        numbers(steps["person_id"])[opening], numbers(persons["person_id"])
+    ):
+        raise RuntimeError("the histories of the timeline are not those of its persons")
+    starts = np.append(opening, steps.num_rows)
+    firsts = np.searchsorted(opening, np.arange(0, steps.num_rows, STEPS_PER_PIECE))
+    lengths, token_ids = [], []
+    for first, last in pairwise(np.unique(np.append(firsts, len(opening))).tolist()):
+        size = int(starts[last] - starts[first])
+        counts, of_piece = in_rows(
+            placed(
+                words,
+                Columns(steps.slice(int(starts[first]), size)),
+                Columns(persons.slice(first, last - first)),
+            ),
+            size,
+        )
+        ends = np.append(0, np.cumsum(counts))
+        lengths.append(np.diff(ends[starts[first : last + 1] - starts[first]]))
+        token_ids.append(of_piece)
+    nobody = np.zeros(0, dtype=np.int32)
+    return np.concatenate([nobody, *lengths]), np.concatenate([nobody, *token_ids])
+
+
 def write_tokens(
     words: Words,
     steps: pa.Table,
@@ -244,19 +278,10 @@ def write_tokens(
     order = order_of(numbers(steps["person_id"]), numbers(steps["step_order"]))
     if order is not None:
         steps = steps.take(arrow(order))
-    opening = np.flatnonzero(numbers(steps["step"]) == OPENS)
-    person_id = numbers(persons["person_id"])
-    split_order = numbers(persons["split_order"])
-    if not np.array_equal(numbers(steps["person_id"])[opening], person_id):
-        raise RuntimeError("the histories of the timeline are not those of its persons")
-    counts, token_id = in_rows(
-        placed(words, Columns(steps), Columns(persons)), steps.num_rows
-    )
-    ends = np.append(0, np.cumsum(counts))
-    lengths = np.diff(ends[np.append(opening, len(counts))])
+    lengths, token_id = tokens_of(words, steps, persons)
     person_id, split_order = (
-        np.repeat(person_id, lengths),
-        np.repeat(split_order, lengths),
+        np.repeat(numbers(persons[name]), lengths)
+        for name in ("person_id", "split_order")
     )
     if earlier is not None:
         person_id, split_order, token_id = (
@@ -304,18 +329,7 @@ def order_of(person_id: np.ndarray, place: np.ndarray) -> np.ndarray | None:
     is_behind = (person_id[1:] < person_id[:-1]) | (
         (person_id[1:] == person_id[:-1]) & (place[1:] < place[:-1])
     )
-    starts = np.append(0, np.flatnonzero(is_behind) + 1)
-    if len(starts) == 1:
-        return None
-    ends = np.append(starts[1:], len(person_id)) - 1
-    stretches = np.lexsort((place[starts], person_id[starts]))
-    firsts, lasts = starts[stretches][1:], ends[stretches][:-1]
-    follows = (person_id[lasts] < person_id[firsts]) | (
-        (person_id[lasts] == person_id[firsts]) & (place[lasts] < place[firsts])
-    )
-    if follows.all():
-        return np.concatenate([np.arange(starts[n], ends[n] + 1) for n in stretches])
-    return np.lexsort((place, person_id))
+    return np.lexsort((place, person_id)) if is_behind.any() else None
 
 
 def named(
