@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 if TYPE_CHECKING:
     import duckdb
 
-ITEMS = 255  # of a history
+ITEMS = 127  # of a history
 WORDS = 2_000  # the most frequent; all others are one
 PADDING, START, OTHER = range(3)  # words that say nothing
 LONGEST = (0, 1, 7, 14, 30, 60, 90, 180, 365, 1095)  # days of each length of gap
