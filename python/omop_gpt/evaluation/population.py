@@ -343,7 +343,8 @@ def measure_pairs(
         "cooccurrence_nearby": ("nearby", apart),
         "visit_pair": ("same_visit", upper),
     }
-    ends = pair_ends(con, candidate, concepts, draws)
+    has = [concept_matrix(con, name, concepts, []) for name in (HOLDOUT, candidate)]
+    ends = pair_ends(con, candidate, concepts, has, draws)
     for name, (mode, pairs) in modes.items():
         kl, js = divergences(real[mode][pairs], ours[mode][pairs])
         add(f"{name}_kl", kl, ends=ends.get(f"{name}_kl", UNKNOWN))
@@ -354,7 +355,7 @@ def measure_pairs(
         kl, _ = divergences(real["lifetime"][pairs], ours["lifetime"][pairs])
         add("cooccurrence_kl", kl, stratum)
 
-    measure_subgroup_pairs(con, candidate, concepts, add)
+    measure_subgroup_pairs(con, candidate, has, add)
 
     by_person = [
         found["same_visit"][upper] / max(n, 1) for found, n in zip((real, ours), sizes)
@@ -379,11 +380,13 @@ def measure_pairs(
 def measure_subgroup_pairs(
     con: duckdb.DuckDBPyConnection,
     candidate: str,
-    concepts: list[Concept],
+    has: list[sparse.csr_array],
     add: Add,
 ) -> None:
-    """Divergence of pairs in a life, within subgroups; the worst stands for all."""
-    has = [concept_matrix(con, name, concepts, []) for name in (HOLDOUT, candidate)]
+    """Divergence of pairs in a life, within subgroups; the worst stands for all.
+
+    `has`: which person has which concept, of the holdout and the candidate.
+    """
     query = """
         select
             'gender ' || gender_concept_id as gender,
@@ -394,7 +397,8 @@ def measure_subgroup_pairs(
         where cohort = ?
         order by person_id
     """
-    upper = np.triu(np.ones((len(concepts), len(concepts)), bool), 1)
+    size = has[0].shape[1]
+    upper = np.triu(np.ones((size, size), bool), 1)
     sides = [con.execute(query, [n]).fetchnumpy() for n in (HOLDOUT, candidate)]
     found = []
     for dimension in sides[0]:
@@ -414,6 +418,7 @@ def pair_ends(
     con: duckdb.DuckDBPyConnection,
     candidate: str,
     concepts: list[Concept],
+    has: list[sparse.csr_array],
     draws: Draws,
 ) -> dict[str, tuple[float, float]]:
     """Return the 95 % intervals of cooccurrence_kl and visit_pair_r2."""
@@ -421,8 +426,8 @@ def pair_ends(
     upper = np.flatnonzero(np.triu(np.ones((size, size), bool), 1))
     lifetime, same_visit = [], []
     for side, cohort in enumerate((HOLDOUT, candidate)):
-        has = concept_matrix(con, cohort, concepts, [])
-        lifetime.append(pairs_of(draws.groups[side], has, has, number)[:, upper])
+        group = draws.groups[side]
+        lifetime.append(pairs_of(group, has[side], has[side], number)[:, upper])
         owner, visits = visit_concepts(con, cohort, concepts)
         group = draws.group_of(side, owner)
         same_visit.append(pairs_of(group, visits, visits, number)[:, upper])

@@ -77,8 +77,7 @@ class Gate:
         """Return the metric of the worst value; one without a value, if all are."""
         there = [metric for metric in metrics if metric is not None]
         known = [metric for metric in there if is_known(metric)]
-        sign = 1 if self.direction == "at_most" else -1
-        return max(known or there, key=lambda metric: sign * metric.value, default=None)
+        return max(known or there, key=lambda m: self.worse(m.value, 0), default=None)
 
     def status(self, metric: Metric | None, ideal: Metric | None) -> str:
         """Return passed, failed, underpowered, undefined (NaN), or not_run.

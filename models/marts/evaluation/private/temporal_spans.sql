@@ -10,10 +10,10 @@ persons as (
     select
         cohort,
         person_number,
-        death_date,
         first_date,
         exit_date,
-        make_date(year_of_birth, 1, 1) as birth_date
+        make_date(year_of_birth, 1, 1) as birth_date,
+        case when death_date is null then 0 else 1 end as deaths
     from {{ ref('temporal_persons') }}
     where first_date <= exit_date and year_of_birth is not null
 
@@ -24,8 +24,8 @@ onsets as (
     select
         persons.cohort,
         persons.person_number,
-        persons.death_date,
         persons.exit_date,
+        persons.deaths,
         onsets.onset_date,
         concepts.concept_id
     from persons
@@ -46,7 +46,7 @@ ranked as (
         concept_id,
         row_number() over (order by count(*) desc, concept_id) as death_rank
     from onsets
-    where cohort = 'holdout' and death_date is not null
+    where cohort = 'holdout' and deaths = 1
     group by 1
 
 ),
@@ -59,7 +59,7 @@ final as (
         'age' as axis,
         {{ days_between('birth_date', 'first_date') }} as day_in,
         {{ days_between('birth_date', 'exit_date') }} as day_out,
-        case when death_date is null then 0 else 1 end as deaths
+        deaths
     from persons
 
     union all
@@ -70,7 +70,7 @@ final as (
         'follow_up' as axis,
         0 as day_in,
         {{ days_between('first_date', 'exit_date') }} as day_out,
-        case when death_date is null then 0 else 1 end as deaths
+        deaths
     from persons
 
     union all
@@ -81,7 +81,7 @@ final as (
         'since ' || cast(onsets.concept_id as {{ dbt.type_string() }}) as axis,
         0 as day_in,
         {{ days_between('onsets.onset_date', 'onsets.exit_date') }} as day_out,
-        case when onsets.death_date is null then 0 else 1 end as deaths
+        onsets.deaths
     from onsets
     inner join ranked on onsets.concept_id = ranked.concept_id
     where ranked.death_rank <= 5
