@@ -38,3 +38,28 @@
 {% macro run_tokens() -%}
     {{ array_of(run_places()) }}
 {%- endmacro %}
+
+{#- The token of each event, by its token_order. -#}
+{% macro tokens_of_events() -%}
+    select event_tokens.token_order, vocabulary.token_id
+    from {{ ref('int_event_tokens') }} as event_tokens
+    inner join {{ ref('int_vocabulary') }} as vocabulary
+        on event_tokens.token = vocabulary.token
+{%- endmacro %}
+
+{#- The tokens that spell each number of days, by role. -#}
+{% macro tokens_of_days() -%}
+    select
+        spelled.role,
+        spelled.days,
+        tokens_1.token_id as token_id_1,
+        tokens_2.token_id as token_id_2,
+        tokens_3.token_id as token_id_3
+    from {{ ref('int_days_spelled') }} as spelled
+    inner join {{ ref('int_vocabulary') }} as tokens_1
+        on spelled.token_1 = tokens_1.token
+    left join {{ ref('int_vocabulary') }} as tokens_2
+        on spelled.token_2 = tokens_2.token
+    left join {{ ref('int_vocabulary') }} as tokens_3
+        on spelled.token_3 = tokens_3.token
+{%- endmacro %}

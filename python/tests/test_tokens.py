@@ -80,9 +80,10 @@ class Queries:
         environment = jinja2.Environment(extensions=["jinja2.ext.do"])
         self.macros = environment.from_string(
             # what a macro returns, Jinja alone cannot hand to another
-            (PROJECT / "macros/write_parquet.sql")
-            .read_text()
-            .replace("macro splits()", "macro known_here()"),
+            "".join(
+                (PROJECT / f"macros/{name}.sql").read_text()
+                for name in ("runs", "write_parquet")
+            ).replace("macro splits()", "macro known_here()"),
             globals={
                 "ref": lambda name: name,
                 "splits": lambda: SPLITS,

@@ -2,6 +2,8 @@
 -- NULL. What closes the visit before and leads here has the first seven, then come what
 -- opens a history, a visit or its end, and an event with its values.
 {{ config(materialized='view') }}
+-- depends_on: {{ ref('int_event_tokens') }}
+-- depends_on: {{ ref('int_days_spelled') }}
 {%- set dies = 'steps.step = 2 and steps.visit_start_date is not null' %}
 with
 
@@ -25,24 +27,13 @@ vocabulary as (
 
 event_tokens as (
 
-    select event_tokens.token_order, vocabulary.token_id
-    from {{ ref('int_event_tokens') }} as event_tokens
-    inner join vocabulary on event_tokens.token = vocabulary.token
+    {{ tokens_of_events() }}
 
 ),
 
 spelled as (
 
-    select
-        spelled.role,
-        spelled.days,
-        tokens_1.token_id as token_id_1,
-        tokens_2.token_id as token_id_2,
-        tokens_3.token_id as token_id_3
-    from {{ ref('int_days_spelled') }} as spelled
-    inner join vocabulary as tokens_1 on spelled.token_1 = tokens_1.token
-    left join vocabulary as tokens_2 on spelled.token_2 = tokens_2.token
-    left join vocabulary as tokens_3 on spelled.token_3 = tokens_3.token
+    {{ tokens_of_days() }}
 
 ),
 
