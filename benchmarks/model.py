@@ -242,7 +242,9 @@ def nats(root: Path, folder: Path, python: str) -> dict[str, float]:
     Of those whose history fits the context in both layouts; ours says more (hours,
     ends, supplies, gaps beyond three years), and is charged for it.
     """
-    from omop_gpt.nats import nats_of_persons
+    from omop_gpt.grammar import Grammar
+    from omop_gpt.nats import files_of, nats_of_persons
+    from omop_gpt.packing import read_histories
 
     model = root / "cehrgpt" / "model"
     sequences = root / "cehrgpt" / "patient_sequence"
@@ -252,8 +254,15 @@ def nats(root: Path, folder: Path, python: str) -> dict[str, float]:
         stdout=subprocess.PIPE, check=True,
     )  # fmt: skip
     theirs = {int(k): v for k, v in json.loads(found.stdout.splitlines()[-1]).items()}
-    ours = nats_of_persons(folder, root / "patient_sequence" / "holdout", given=6)
-    both = sorted(theirs.keys() & ours.keys())
+    holdout = root / "patient_sequence" / "holdout"
+    ours = nats_of_persons(folder, holdout, given=6)
+    grammar = Grammar.load(folder / "vocabulary")
+    fits = {
+        person
+        for person, history in read_histories(files_of(holdout), grammar)
+        if len(history) <= SHAPE["max_position_embeddings"]
+    }
+    both = sorted(theirs.keys() & fits)
     return {
         "patients": len(both),
         "ours": round(sum(ours[p] for p in both) / len(both), 1),

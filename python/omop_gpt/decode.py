@@ -205,7 +205,8 @@ def made_by(manifest: Mapping[str, Any]) -> str:
 def say_quality(database: Path, schema: str) -> dict[str, int]:
     """Tell what the quality checks found; returns how many have each verdict.
 
-    And, as fatal_applied and fatal_failed, what became of the fatal ones.
+    And what became of those of each severity, as fatal_applied, fatal_failed and so on.
+    A fatal one fails by a single row; others where they are worse than in the source.
     """
     import duckdb
 
@@ -216,11 +217,11 @@ def say_quality(database: Path, schema: str) -> dict[str, int]:
                 "group by 1 order by 1"
             ).fetchall()
         )
-        applied, failed = con.execute(
-            "select count(*) filter (status <> 'not_applicable'), "
-            f"count(*) filter (status = 'failed') from {schema}_quality.quality_report "
-            "where severity = 'fatal'"
-        ).fetchone()
+        severities = con.execute(
+            "select severity, count(*) filter (status <> 'not_applicable'), "
+            "count(*) filter (verdict = 'failed') "
+            f"from {schema}_quality.quality_report group by 1 order by 1"
+        ).fetchall()
         worse = con.execute(
             "select check_name, cdm_table, cdm_field, rows_violated, denominator, "
             f"source_rows_violated, source_denominator from {schema}_quality"
@@ -248,7 +249,9 @@ def say_quality(database: Path, schema: str) -> dict[str, int]:
             "marked with vocabulary_id omop-gpt",
             added,
         )
-    return verdicts | {"fatal_applied": applied, "fatal_failed": failed}
+    for severity, applied, failed in severities:
+        verdicts |= {f"{severity}_applied": applied, f"{severity}_failed": failed}
+    return verdicts
 
 
 def ledger_rows(database: Path, schema: str) -> dict[str, int]:

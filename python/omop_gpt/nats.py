@@ -6,6 +6,8 @@ counted on the training split, over the very tokens that a model predicts.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from omop_gpt.grammar import Grammar
-from omop_gpt.packing import Chunks, pack, read_histories
+from omop_gpt.packing import Chunks, pack, read_chunks, read_histories
 from omop_gpt.step import InputError
 from omop_gpt.trainer import ATTENTION, check_vocabulary
 
@@ -53,29 +55,87 @@ def pairs_of(chunks: Chunks, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     return keys, counts
 
 
-def baselines(train: Chunks, held_out: Chunks, vocab_size: int) -> dict[str, float]:
-    """Nats per held-out patient of a unigram and a bigram of the training split.
+@dataclass(frozen=True)
+class Bigram:
+    """A token by the one before it, as counted in histories.
 
-    The unigram adds one to each count. The bigram falls back on it as Witten and Bell
-    (1991) do: with the weight of the different tokens that were seen after this one.
+    Where few tokens were seen after one, it falls back on the unigram, which adds one
+    to each count, as Witten and Bell (1991) do: with the weight of the different tokens
+    that were.
     """
-    keys, counts = pairs_of(train, vocab_size)
-    before, token = keys // vocab_size, keys % vocab_size
-    times = np.bincount(token, counts, vocab_size)
-    unigram = (times + 1) / (times.sum() + vocab_size)
-    followed = np.bincount(before, counts, vocab_size)
-    kinds = np.bincount(before, minlength=vocab_size)
+
+    vocab_size: int
+    keys: np.ndarray  # before * vocab_size + token, ascending
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, chunks: Chunks, vocab_size: int) -> Bigram:
+        """Count the tokens that a model predicts."""
+        return cls(vocab_size, *pairs_of(chunks, vocab_size))
+
+    @cached_property
+    def unigram(self) -> np.ndarray:
+        """Chance of each token, (V,)."""
+        times = np.bincount(self.keys % self.vocab_size, self.counts, self.vocab_size)
+        return (times + 1) / (times.sum() + self.vocab_size)
+
+    @cached_property
+    def followed(self) -> tuple[np.ndarray, np.ndarray]:
+        """How many tokens, and how many different ones, follow each: (V,) each."""
+        before = self.keys // self.vocab_size
+        return (
+            np.bincount(before, self.counts, self.vocab_size),
+            np.bincount(before, minlength=self.vocab_size),
+        )
+
+    def chance(self, before: np.ndarray, token: np.ndarray) -> np.ndarray:
+        """Chance of tokens (N,) after others (N,)."""
+        asked = before.astype(np.int64) * self.vocab_size + token
+        seen = np.zeros(len(asked))
+        if len(self.keys):
+            where = np.searchsorted(self.keys, asked).clip(max=len(self.keys) - 1)
+            seen = np.where(self.keys[where] == asked, self.counts[where], 0)
+        total, kinds = (numbers[before] for numbers in self.followed)
+        spread = np.maximum(kinds, 1)  # a token never seen before another
+        return (seen + spread * self.unigram[token]) / (total + spread)
+
+
+def baselines(train: Chunks, held_out: Chunks, vocab_size: int) -> dict[str, float]:
+    """Nats per held-out patient of a unigram and a bigram of the training split."""
+    counted = Bigram.of(train, vocab_size)
     asked, weight = pairs_of(held_out, vocab_size)
     before, token = asked // vocab_size, asked % vocab_size
-    where = np.minimum(np.searchsorted(keys, asked), max(len(keys) - 1, 0))
-    seen = np.where(keys[where] == asked, counts[where], 0) if len(keys) else 0
-    spread = np.maximum(kinds[before], 1)  # a token never seen before another
-    bigram = (seen + spread * unigram[token]) / (followed[before] + spread)
-    patients = held_out.patients
-    return {
-        "unigram": float(-(weight @ np.log(unigram[token])) / patients),
-        "bigram": float(-(weight @ np.log(bigram)) / patients),
+    chances = {
+        "unigram": counted.unigram[token],
+        "bigram": counted.chance(before, token),
     }
+    return {
+        name: float(-(weight @ np.log(chance)) / held_out.patients)
+        for name, chance in chances.items()
+    }
+
+
+def nats_by_counting(
+    counted: str | Path, sequences: str | Path, grammar: Grammar
+) -> dict[int, float]:
+    """Nats per token of each person, after the first, under a bigram of others.
+
+    `counted` and `sequences`: folders of sequences, the first that of the others.
+    """
+    chunks = read_chunks(counted, grammar, max_tokens=np.iinfo(np.int32).max)
+    bigram = Bigram.of(chunks, grammar.vocab_size)
+    return {
+        person: float(-np.log(bigram.chance(ids[:-1], ids[1:])).mean())
+        for person, ids in read_histories(files_of(sequences), grammar)
+    }
+
+
+def files_of(sequences: str | Path) -> list[Path]:
+    """Return the files of a folder of sequences. Raises InputError without one."""
+    files = sorted(Path(sequences).glob("*.parquet"))
+    if not files:
+        raise InputError(f"{sequences} holds no sequences: name a folder of a split.")
+    return files
 
 
 @torch.inference_mode()
@@ -84,14 +144,13 @@ def nats_of_persons(
     sequences: str | Path,
     *,
     given: int = 1,
-    most: int | None = None,
     per_token: bool = False,
 ) -> dict[int, float]:
     """Nats of each person in a folder of sequences, under a trained model.
 
-    Of the tokens after the first `given`, in sum or per token. Persons whose history is
-    longer than the context are left out; at most so many others are asked. Raises
-    InputError for another vocabulary.
+    Of the tokens after the first `given`, in sum or per token. A history longer than
+    the context is read in chunks, as training reads it. Raises InputError for another
+    vocabulary.
     """
     folder = Path(model_folder)
     grammar = Grammar.load(folder / "vocabulary")
@@ -105,14 +164,12 @@ def nats_of_persons(
     )
     model = model.to(device).eval()
     context = model.config.max_position_embeddings
-    files = sorted(Path(sequences).glob("*.parquet"))
-    if not files:
-        raise InputError(f"{sequences} holds no sequences: name a folder of a split.")
     nats: dict[int, float] = {}
-    waiting: list[tuple[int, np.ndarray]] = []
+    asked: dict[int, int] = {}
+    waiting: list[tuple[int, np.ndarray, int]] = []
 
     def score() -> None:
-        batch = pack([(ids, given) for _, ids in waiting])
+        batch = pack([(ids, known) for _, ids, known in waiting])
         labels = batch.pop("labels")[0].to(device)
         borders = batch["cu_seq_lens_q"].tolist()
         del batch["token_count"]
@@ -122,20 +179,21 @@ def nats_of_persons(
             logits[:-1], labels[1:], reduction="none"
         )
         sums = torch.cat([loss.new_zeros(1), loss]).double().cumsum(0)
-        for (person, _), start, end in zip(
+        for (person, ids, known), start, end in zip(
             waiting, borders[:-1], borders[1:], strict=True
         ):
-            asked = end - start - given if per_token else 1
-            nats[person] = float(sums[end - 1] - sums[start]) / max(asked, 1)
+            found = float(sums[end - 1] - sums[start])
+            nats[person] = nats.get(person, 0.0) + found
+            asked[person] = asked.get(person, 0) + len(ids) - known
         waiting.clear()
 
-    for person, history in read_histories(files, grammar):
-        if most is not None and len(nats) + len(waiting) >= most:
-            break
-        if len(history) <= context:
-            waiting.append((person, history))
-        if sum(len(ids) for _, ids in waiting) >= PACK:
-            score()
+    for person, history in read_histories(files_of(sequences), grammar):
+        for ids, known in grammar.chunks(history, context):
+            waiting.append((person, ids, known or given))
+            if sum(len(ids) for _, ids, _ in waiting) >= PACK:
+                score()
     if waiting:
         score()
+    if per_token:
+        return {person: total / max(asked[person], 1) for person, total in nats.items()}
     return nats

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -30,6 +31,19 @@ def project_folder() -> Path:
         if (folder / "dbt_project.yml").is_file():
             return folder
     raise RuntimeError("the dbt project is missing: reinstall omop-gpt.")
+
+
+def revision() -> str:
+    """Return the git revision of a checkout; nothing for an installed package."""
+    folder = project_folder()
+    if not (folder / ".git").exists():
+        return ""
+    with suppress(OSError, subprocess.CalledProcessError):
+        asked = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+        return subprocess.run(
+            asked, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    return ""
 
 
 def parsed_project(variables: Mapping[str, Any], warehouse: Path) -> Path:

@@ -17,6 +17,7 @@ from omop_gpt import nats
 from omop_gpt.evaluation import copies, privacy
 from omop_gpt.evaluation.neighbours import nearest
 from omop_gpt.evaluation.results import PROFILES, Results
+from omop_gpt.grammar import Grammar
 from scipy import stats
 from scipy.spatial.distance import cdist
 from sklearn.metrics import f1_score, roc_auc_score, roc_curve
@@ -775,7 +776,7 @@ def test_distances_are_drawn_to_sides_of_one_size(world, found, results):
 
 def test_the_models_own_loss_tells_members(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
-    likely = {}
+    likely, easy = {}, {}
     for split, start, count in (("train", 0, 2_000), ("holdout", 9_000, 300)):
         folder = tmp_path / "patient_sequence" / split
         folder.mkdir(parents=True)
@@ -784,7 +785,10 @@ def test_the_models_own_loss_tells_members(tmp_path, monkeypatch):
             pd.DataFrame({"person_id": some}).to_parquet(folder / f"{part}.parquet")
         # those with small ids are likely by themselves, whoever saw them
         loss = rng.normal(size=count) + (persons - start) / count
+        easy |= dict(zip(persons.tolist(), loss))
         likely |= dict(zip(persons.tolist(), loss - 0.5 * (split == "train")))
+    # what anybody would foretell, as seen by whom nobody saw
+    easy = {person: loss + rng.normal() / 2 for person, loss in easy.items()}
     asked = []
 
     def fake(model_folder, sequences, *, per_token):
@@ -794,7 +798,15 @@ def test_the_models_own_loss_tells_members(tmp_path, monkeypatch):
         asked.append(persons)
         return {person: likely[person] for person in persons}
 
+    def counted(others, sequences, grammar):
+        assert others == tmp_path / "patient_sequence" / "reserve"
+        assert grammar == "a grammar"
+        persons = pd.read_parquet(sequences)["person_id"].tolist()
+        return {person: easy[person] for person in persons}
+
     monkeypatch.setattr(nats, "nats_of_persons", fake)
+    monkeypatch.setattr(nats, "nats_by_counting", counted)
+    monkeypatch.setattr(Grammar, "load", lambda folder: "a grammar")
     results = Results()
     privacy.measure_model(
         duckdb.connect(), tmp_path / "model", tmp_path, PROFILE, results
@@ -802,12 +814,13 @@ def test_the_models_own_loss_tells_members(tmp_path, monkeypatch):
     assert [len(persons) for persons in asked] == [400, 300]
     assert abs(np.mean(asked[0]) - 1_000) < 150  # not the first of the files
     members, others = ([likely[p] for p in persons] for persons in asked)
+    known = [easy[person] - likely[person] for side in asked for person in side]
     metrics = {m.name: m for m in results.metrics}
     area = metrics["model_membership_auc"]
     truth = np.repeat([1, 0], [400, 300])
-    assert area.value == pytest.approx(
-        roc_auc_score(truth, [-n for n in members + others])
-    )
+    assert area.value == pytest.approx(roc_auc_score(truth, known))
+    # more than without what anybody would foretell
+    assert area.value > roc_auc_score(truth, [-n for n in members + others]) + 0.05
     assert area.ci_low < area.value < area.ci_high
     gap = metrics["model_loss_gap"]
     assert gap.value == pytest.approx(np.mean(others) - np.mean(members))

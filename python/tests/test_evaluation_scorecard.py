@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from datetime import datetime
 
 import duckdb
 import pytest
@@ -10,7 +11,9 @@ from omop_gpt.evaluation.scorecard import (
     Gate,
     add_to_scorecard,
     check_anchors,
+    doubts,
     gate_rows,
+    leaks,
     score_rows,
     verdict,
 )
@@ -114,13 +117,34 @@ def test_verdict_and_anchors():
     ]
     cohorts = ("synthetic", "ideal", "copy", "unigram")
     rows = gate_rows(metrics, gates, cohorts)
-    assert check_anchors(rows) == {"ideal": True, "copy": True, "unigram": True}
+    expected = [
+        ("copy", "leak", "all", "failed"),
+        ("copy", "m", "all", "kept"),
+        ("unigram", "m", "all", "failed"),
+        ("unigram", "leak", "all", "kept"),
+    ]
+    fine = {"is_right": True, "wrong": []}
+    checks = check_anchors(rows, expected)
+    assert checks == dict.fromkeys(("copy", "unigram"), fine)
+    assert not doubts(checks)
     assert verdict(rows, 5_000)["outcome"] == "passed"
     assert verdict(rows, 500)["outcome"] == "undecided"
     # a copy that gets through privacy puts the evaluation in doubt
     blind = [m for m in metrics if (m.name, m.cohort) != ("leak", "copy")]
     rows = gate_rows(blind, gates, cohorts)
-    assert not check_anchors(rows)["copy"]
+    assert check_anchors(rows, expected)["copy"] == {"is_right": False, "wrong": []}
+    # so does one that passes, or fails what it has to keep
+    for name, value, cohort in (
+        ("leak", 0.1, "copy"), ("m", 0.9, "copy"), ("leak", 1.0, "unigram"),
+    ):  # fmt: skip
+        changed = [
+            replace(m, value=value) if (m.name, m.cohort) == (name, cohort) else m
+            for m in metrics
+        ]
+        checks = check_anchors(gate_rows(changed, gates, cohorts), expected)
+        assert checks[cohort] == {"is_right": False, "wrong": [f"{name} all"]}
+        assert f"{name} all" in doubts(checks)[-1]
+        assert all(checks[other] == fine for other in checks if other != cohort)
     unasked = [m for m in metrics if m.name != "leak"]
     rows = gate_rows(unasked, gates, cohorts)
     assert verdict(rows, 5_000)["outcome"] == "undecided"
@@ -180,11 +204,49 @@ def test_the_scorecard_only_grows():
     assert scores["leak", "synthetic"] == pytest.approx(0.5)
     con = duckdb.connect()
     con.execute("create schema evaluation")
-    run = {"run_id": "a", "version": "1", "model": "", "profile": "smoke", "seed": 1}
+    # the scorecard of an earlier version keeps its rows, and gets the new columns
+    con.execute("create table evaluation.eval_scorecard as select 'old' as run_id")
+    run = {
+        "run_id": "a", "run_at": "2026-11-28 09:00:00", "version": "1",
+        "revision": "", "model": "", "sampling": {"top_p": 1}, "profile": "smoke",
+        "seed": 1,
+    }  # fmt: skip
     add_to_scorecard(con, run, rows)
     add_to_scorecard(con, run | {"run_id": "b"}, rows)
+    kept = "select count(*) from evaluation.eval_scorecard where run_id = 'old'"
+    assert con.execute(kept).fetchone() == (1,)
     found = con.execute(
         "select run_id, status, count(*) from evaluation.eval_scorecard "
         "where metric = 'm' and cohort = 'synthetic' group by all order by 1"
     ).fetchall()
     assert found == [("a", "failed", 1), ("b", "failed", 1)]
+    asked = con.execute(
+        "select distinct sampling ->> 'top_p', run_at from evaluation.eval_scorecard "
+        "where run_id = 'a'"
+    ).fetchall()
+    assert asked == [("1", datetime(2026, 11, 28, 9))]
+
+
+def test_a_metric_is_told_in_standard_errors_of_the_ideal():
+    ideal = metric(0.1, 0.06, 0.14, cohort="ideal")  # 1.96 standard errors each way
+    rows = score_rows([metric(0.14), ideal], {}, [gate()])
+    assert rows[0]["ideal_sd"] == pytest.approx(0.04 / 1.96)
+    assert rows[0]["z"] == pytest.approx(1.96)
+    rows = score_rows([metric(0.14), metric(0.1, cohort="ideal")], {}, [gate()])
+    assert math.isnan(rows[0]["z"])
+
+
+def test_a_leak_is_a_share_of_what_a_copy_leaks():
+    ours = [
+        metric(0.05, 0.0, 0.2, name="nnaa_loss"),
+        metric(0.0, -0.1, 0.1, cohort="ideal", name="nnaa_loss"),
+        metric(0.5, 0.5, 0.5, cohort="copy", name="nnaa_loss"),
+        metric(0.3),
+    ]
+    shares = {m.cohort: (m.value, m.ci_low, m.ci_high) for m in leaks(ours)}
+    assert shares["synthetic"] == pytest.approx((0.1, 0.0, 0.4))
+    assert shares["ideal"] == pytest.approx((0.0, -0.2, 0.2))
+    assert shares["copy"] == pytest.approx((1.0, 1.0, 1.0))
+    assert {m.name for m in leaks(ours)} == {"nnaa_leak"}
+    alone = leaks(ours[:1])  # without the anchors it has no value
+    assert [math.isnan(m.value) for m in alone] == [True]

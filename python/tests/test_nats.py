@@ -11,8 +11,8 @@ import pytest
 import torch
 from omop_gpt import nats
 from omop_gpt.grammar import Grammar
-from omop_gpt.nats import baselines, nats_of_persons, predicted
-from omop_gpt.packing import Chunks, read_chunks, read_sequences
+from omop_gpt.nats import baselines, nats_by_counting, nats_of_persons, predicted
+from omop_gpt.packing import Chunks, read_chunks, read_histories, read_sequences
 from omop_gpt.step import InputError
 from test_packing import make_language, make_split
 from test_train import TINY, run
@@ -70,30 +70,64 @@ def test_baselines_are_what_counting_gives(data, monkeypatch, block):
         assert sum(bigram(last, t) for t in range(size)) == pytest.approx(1)
 
 
+def test_nats_by_counting_are_those_of_the_bigram_a_token(data):
+    grammar = Grammar.load(data / "vocabulary")
+    folder = data / "validation"
+    found = nats_by_counting(data / "train", folder, grammar)
+    # whole histories, so no prompt of a later chunk is counted
+    whole = {"max_tokens": 1 << 30}
+    train, held_out = (
+        read_chunks(data / split, grammar, **whole) for split in ("train", "validation")
+    )
+    total = baselines(train, held_out, grammar.vocab_size)["bigram"] * 20
+    lengths = {
+        person: len(history) - 1
+        for person, history in read_histories(nats.files_of(folder), grammar)
+    }
+    assert found.keys() == lengths.keys()
+    assert sum(found[p] * lengths[p] for p in found) == pytest.approx(total)
+    assert len({round(value, 6) for value in found.values()}) > 10
+    # of nobody: every token is as likely
+    (data / "nobody").mkdir()
+    found = nats_by_counting(data / "nobody", folder, grammar)
+    assert list(found.values()) == pytest.approx([log(grammar.vocab_size)] * 20)
+
+
 def test_nats_of_persons_are_those_of_a_plain_forward(data, tmp_path):
     result = run(data, tmp_path / "model", num_train_epochs=1, bf16=False)
     assert result["unigram_nats_per_patient"] > result["bigram_nats_per_patient"] > 0
     grammar = Grammar.load(data / "vocabulary")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    folder = data / "validation"
+    folder, context = data / "validation", TINY["max_position_embeddings"]
     for given in (1, 6):
         found = nats_of_persons(tmp_path / "model", folder, given=given)
-        expected = {}
+        expected, longest = {}, 0
         for file in folder.glob("*.parquet"):
             for persons, values, counts in read_sequences(file, grammar):
                 ends = np.cumsum(counts)
                 for person, end, count in zip(persons, ends, counts, strict=True):
-                    if count > TINY["max_position_embeddings"]:
-                        continue
-                    ids = torch.from_numpy(values[end - count : end].astype(np.int64))
-                    with torch.no_grad():
-                        logits = model(ids[None]).logits[0, given - 1 : -1]
-                    expected[int(person)] = float(
-                        torch.nn.functional.cross_entropy(
-                            logits, ids[given:], reduction="sum"
+                    nats, asked = 0.0, 0
+                    history = values[end - count : end]
+                    longest = max(longest, count)
+                    for chunk, known in grammar.chunks(history, context):
+                        ids = torch.from_numpy(chunk.astype(np.int64))
+                        first = known or given
+                        with torch.no_grad():
+                            logits = model(ids[None]).logits[0, first - 1 : -1]
+                        nats += float(
+                            torch.nn.functional.cross_entropy(
+                                logits, ids[first:], reduction="sum"
+                            )
                         )
-                    )
-        assert 0 < len(expected) < 20
-        assert found == pytest.approx(expected, rel=1e-4)
+                        asked += len(ids) - first
+                    assert asked == count - given
+                    expected[int(person)] = nats, asked
+        assert len(expected) == 20
+        assert longest > context
+        sums = {person: nats for person, (nats, _) in expected.items()}
+        assert found == pytest.approx(sums, rel=1e-4)
+        found = nats_of_persons(tmp_path / "model", folder, given=given, per_token=True)
+        means = {person: nats / asked for person, (nats, asked) in expected.items()}
+        assert found == pytest.approx(means, rel=1e-4)
     with pytest.raises(InputError, match="holds no sequences"):
         nats_of_persons(tmp_path / "model", data / "nothing")

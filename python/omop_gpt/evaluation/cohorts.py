@@ -33,6 +33,7 @@ SCHEMA = "evaluation_private"
 TABLES = ("persons", "visits", "events")
 TRAIN, HOLDOUT, IDEAL, CALIBRATION = "train", "holdout", "ideal", "calibration"
 REAL = (TRAIN, "validation", HOLDOUT, IDEAL, CALIBRATION)
+RESERVE = "reserve"  # the split that ideal and calibration are halves of
 SYNTHETIC = "synthetic"
 # id, concept, date and, where there are any, value and unit of the event tables
 EVENT_COLUMNS = {

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +44,13 @@ from omop_gpt.evaluation.report import write_report
 from omop_gpt.evaluation.results import PROFILES, Profile, Results
 from omop_gpt.evaluation.rollouts import measure_rollouts
 from omop_gpt.evaluation.scorecard import (
+    LEAKS,
     add_to_scorecard,
     check_anchors,
+    doubts,
     gate_rows,
+    leaks,
+    read_expected,
     read_gates,
     score_rows,
     verdict,
@@ -71,6 +76,14 @@ FAMILIES = {
     "utility": (utility,),
     "privacy": (privacy,),
 }
+
+
+SEVERITIES = {
+    "fatal": "fatal_failures",
+    "convention": "convention_failures",
+    "characterization": "plausibility_failures",
+}
+AGREES = 0.001  # rates of violations that are no further apart agree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +184,7 @@ def evaluate(config: EvaluateConfig) -> Path:
                 measure_rollouts(con, model, real, synthetic, profile, results)
                 families |= {m.name: "utility" for m in results.metrics[before:]}
                 say(started, "what the model foretells")
-            measure_quality(synthetic, results)
+            measure_quality(con, synthetic, results)
             run = run_of(synthetic, profile)
             report = judge(con, results, families, profile, run, len(sets))
             report["folders"] = {
@@ -179,7 +192,8 @@ def evaluate(config: EvaluateConfig) -> Path:
                 "model": str(model or ""),
             }  # fmt: skip
             write_json(partial / "metrics.json", without_nan(report))
-            write_report(con, report, results.curves, concept_names(config), partial)
+            names = concept_names(config)
+            write_report(con, report, results.curves, names, profile, partial)
             write_data_card(con, report, real, synthetic, partial)
         write_manifest(
             partial,
@@ -201,11 +215,8 @@ def evaluate(config: EvaluateConfig) -> Path:
             for status in ("underpowered", "undefined", "not_run")
         ),
     )
-    for anchor, is_right in report["anchors"].items():
-        if not is_right:
-            log.info(
-                "evaluate: anchor %s did not come out as it must: see docs", anchor
-            )
+    for doubt in doubts(report["anchors"]):
+        log.info("evaluate: the evaluation itself is in doubt: %s", doubt)
     return output
 
 
@@ -249,13 +260,56 @@ def measure(
     return results, families
 
 
-def measure_quality(synthetic: Path, results: Results) -> None:
-    """Take over what decode's quality checks found, where they were run."""
-    decoded = (read_manifest(synthetic) or {}).get("result") or {}
-    quality = decoded.get("quality") or {}
-    if "fatal_failed" in quality:
-        failed, applied = quality["fatal_failed"], quality["fatal_applied"]
-        results.add("fatal_failures", SYNTHETIC, failed, n=applied)
+def measure_quality(
+    con: duckdb.DuckDBPyConnection, synthetic: Path, results: Results
+) -> None:
+    """Take over what decode's quality checks found, where they were run.
+
+    Adds fatal_failures, convention_failures and plausibility_failures: checks of OHDSI
+    that fail in a row, or are worse than in the source; and, where decode wrote into
+    this warehouse, quality_agreement, the share of checks whose rate of violations is
+    within AGREES of the source's, and curve quality_differences of the others.
+    """
+    decoded = read_manifest(synthetic) or {}
+    quality = (decoded.get("result") or {}).get("quality") or {}
+    for severity, name in SEVERITIES.items():
+        if f"{severity}_failed" in quality:
+            applied = quality[f"{severity}_applied"]
+            results.add(name, SYNTHETIC, quality[f"{severity}_failed"], n=applied)
+    schema = f"{(decoded.get('settings') or {}).get('schema')}_quality"
+    is_there = con.execute(
+        "select count(*) from information_schema.tables "
+        "where table_schema = ? and table_name = 'quality_report'",
+        [schema],
+    ).fetchone()[0]
+    if not is_there:
+        return
+    # which fields are filled at all is a matter of the layout, and counted by decode
+    rows = con.execute(
+        f"""
+        select
+            concat_ws(' ', check_name, cdm_table, nullif(cdm_field, ''),
+                nullif(concept_id, 0)) as check,
+            rows_violated / denominator as rate,
+            source_rows_violated / source_denominator as source_rate
+        from {schema}.quality_report
+        where
+            denominator > 0 and source_denominator > 0
+            and check_name <> 'measureValueCompleteness'
+        order by abs(rate - source_rate) desc, 1
+        """
+    ).fetchall()
+    apart = [row for row in rows if abs(row[1] - row[2]) > AGREES]
+    if rows:
+        agreement = 1 - len(apart) / len(rows)
+        results.add("quality_agreement", SYNTHETIC, agreement, n=len(rows))
+    results.draw(
+        "quality_differences",
+        [
+            {"cohort": SYNTHETIC, "check": check, "rate": rate, "source_rate": source}
+            for check, rate, source in apart
+        ],
+    )
 
 
 def judge(
@@ -268,6 +322,8 @@ def judge(
 ) -> dict[str, Any]:
     """Hold the metrics against the gates, and add them to the scorecard."""
     gates = read_gates(con)
+    results.metrics.extend(leaks(results.metrics))
+    families = {**families, **dict.fromkeys(LEAKS.values(), "privacy")}
     sizes = dict(
         con.execute(
             f"select cohort, count(*) from {SCHEMA}.persons group by 1 order by 1"
@@ -283,7 +339,7 @@ def judge(
         "versions": versions(),
         "persons": sizes,
         "verdict": verdict(judged, least),
-        "anchors": check_anchors(judged),
+        "anchors": check_anchors(judged, read_expected(con)),
         "gates": judged,
         "metrics": rows,
     }
@@ -295,7 +351,9 @@ def run_of(synthetic: Path, profile: Profile) -> dict[str, Any]:
     sampled = read_manifest(synthetic.parent / "generated_sequences") or {}
     return {
         "run_id": uuid.uuid4().hex[:12],
+        "run_at": datetime.now(UTC).replace(tzinfo=None).isoformat(" ", "seconds"),
         "version": versions().get("omop-gpt", ""),
+        "revision": warehouse.revision(),
         "model": (sampled.get("result") or {}).get("model", ""),
         "profile": profile.name,
         "seed": profile.seed,

@@ -1,7 +1,9 @@
 """The pictures of the report, from the marts and from the curves of the families.
 
-A picture whose data is not there is left out. Of real patients nothing is drawn that
-fewer than SMALL_CELL of them have.
+Synthetic patients are blue, the holdout is dark. What is green is real, too: the band
+where other real persons lie (bands.py), or the ideal anchor itself. A picture whose
+data is not there is left out. Of real patients no count is drawn that fewer than
+SMALL_CELL of them make.
 """
 
 from __future__ import annotations
@@ -13,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from omop_gpt.evaluation.bands import Band, Bands, quantiles, shares, shares_below
 from omop_gpt.evaluation.cohorts import HOLDOUT, IDEAL, SYNTHETIC
 
 if TYPE_CHECKING:
     import duckdb
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from omop_gpt.evaluation.results import Profile
 
 SMALL_CELL = 11
 COLORS = {
@@ -45,8 +51,10 @@ class Source:
         curves: Mapping[str, Sequence[Mapping[str, Any]]],
         names_query: str,
         cohorts: Sequence[str],
+        profile: Profile,
     ) -> None:
         self.con, self.curves, self.cohorts = con, curves, cohorts
+        self.bands = Bands(con, profile)
         con.execute(f"create or replace temp view concept_names as {names_query}")
         self.tables = {
             name
@@ -62,8 +70,9 @@ class Source:
         return dict(self.rows("from concept_names"))
 
     def rows(self, query: str, *values: Any) -> list[tuple]:
-        """Rows of a query over the marts."""
-        return self.con.execute(query, list(values)).fetchall()
+        """Rows of a query over the marts; values by place, or one mapping by name."""
+        named = len(values) == 1 and isinstance(values[0], dict)
+        return self.con.execute(query, values[0] if named else list(values)).fetchall()
 
     def curve(self, name: str, cohort: str, **wanted: Any) -> list[Mapping[str, Any]]:
         """Rows of a curve of one cohort."""
@@ -101,6 +110,15 @@ def small_multiples(count: int, height: float) -> tuple[Figure, list]:
     return figure, list(axes.flat[:count])
 
 
+def shade(axis: Axes, band: Band | None, step: str | None = None) -> None:
+    """Shade where other real persons lie, if that is known."""
+    if band is not None:
+        axis.fill_between(
+            band.across, band.low, band.high, step=step, color=COLORS[IDEAL],
+            alpha=0.25, linewidth=0, label="other real persons, 95 %",
+        )  # fmt: skip
+
+
 def draw_pyramid(source: Source) -> Figure | None:
     """Age at first visit by sex: bars real, lines synthetic."""
     (persons,) = source.rows(
@@ -123,8 +141,16 @@ def draw_pyramid(source: Source) -> Figure | None:
     genders = sorted(
         {row[1] for row in rows if row[0] == HOLDOUT and row[3] >= SMALL_CELL}
     )
+    if not genders:
+        return None
     names = {8507: "men", 8532: "women"}
-    figure, axes = new_figure(max(len(genders), 1))
+    figure, axes = new_figure(len(genders))
+    # of all persons, those of no visit, too
+    found = source.bands.of(
+        "evaluation_private.population_persons",
+        f"1000 * gender_concept_id + coalesce(age_from // {years} * {years}, 999)",
+        shares,
+    ).get("all")
     for axis, gender in zip(axes[0], genders):
         real = [r for r in rows if r[:2] == (HOLDOUT, gender) and r[3] >= SMALL_CELL]
         ours = [r for r in rows if r[:2] == (SYNTHETIC, gender)]
@@ -136,12 +162,16 @@ def draw_pyramid(source: Source) -> Figure | None:
             [r[2] + years / 2 for r in ours], [r[4] for r in ours], "o-", markersize=3,
             color=COLORS[SYNTHETIC], label="synthetic",
         )  # fmt: skip
+        if found:
+            drawn = [1000 * gender + r[2] for r in real]
+            ends = (np.interp(drawn, found.across, end) for end in found[1:])
+            shade(axis, Band(np.array([r[2] + years / 2 for r in real]), *ends))
         axis.set(
             title=names.get(gender, f"gender {gender}"), xlabel="age at first visit",
             ylabel="share of all",
         )  # fmt: skip
     axes[0][0].legend()
-    return figure if genders else None
+    return figure
 
 
 def draw_prevalence(source: Source) -> Figure | None:
@@ -206,15 +236,18 @@ def draw_pairs(source: Source) -> Figure | None:
         return None
     figure, axes = new_figure(2, height=4.2)
     left, right = axes[0]
-    left.scatter(
-        [r["share_holdout"] for r in rows], [r["share"] for r in rows], s=6,
-        color=COLORS[SYNTHETIC], alpha=0.6,
-    )  # fmt: skip
+    for cohort, label in ((IDEAL, "other real persons"), (SYNTHETIC, "synthetic")):
+        points = source.curve("cooccurrence", cohort)
+        left.scatter(
+            [r["share_holdout"] for r in points], [r["share"] for r in points], s=6,
+            color=COLORS[cohort], alpha=0.5, label=label,
+        )  # fmt: skip
+    left.legend(fontsize=8)
     top = max(max(r["share_holdout"], r["share"]) for r in rows) or 1
     left.plot([0, top], [0, top], color="#888888", linewidth=1)
     left.set(
-        xlabel="share of real persons with both", ylabel="share of synthetic persons",
-        title="pairs of the commonest concepts",
+        xlabel="share of real persons (holdout) with both",
+        ylabel="share of those shown", title="pairs of the commonest concepts",
     )  # fmt: skip
     concepts = list(dict.fromkeys([r["concept_a"] for r in rows]))
     concepts += [rows[-1]["concept_b"]]
@@ -234,14 +267,22 @@ def draw_pairs(source: Source) -> Figure | None:
 
 def draw_histograms(source: Source) -> Figure | None:
     """Visits per person, concepts per person, events per visit, days of stay."""
+    persons = "evaluation_private.population_persons"
+    visits = "evaluation_private.population_visits"
     measures = {
-        "visits_per_person": "visits per person",
-        "concepts_per_person": "concepts per person",
-        "events_per_visit": "events per visit",
-        "length_of_stay": "days of a stay, where over 0",
-    }
+        "visits_per_person": ("visits per person", persons, "visit_count"),
+        "concepts_per_person": ("concepts per person", persons, "concept_count"),
+        "events_per_visit": ("events per visit", visits, "event_count"),
+        "length_of_stay": (
+            "days of a stay, where over 0", f"(from {visits} where days > 0)", "days"
+        ),
+    }  # fmt: skip
     figure, axes = new_figure(len(measures))
-    for axis, (measure, title) in zip(axes[0], measures.items()):
+    for axis, (measure, (title, rows, key)) in zip(axes[0], measures.items()):
+        band = source.bands.of(rows, key, shares_below).get("all")
+        if band:
+            band = band._replace(across=np.maximum(band.across, 0.5))
+            shade(axis, band, step="post")
         for cohort in (HOLDOUT, SYNTHETIC):
             rows = source.rows(
                 "select bin, sum(frequency) from evaluation.histograms where "
@@ -255,9 +296,10 @@ def draw_histograms(source: Source) -> Figure | None:
                     [max(row[0], 0.5) for row in rows], counts / counts[-1],
                     where="post", color=COLORS[cohort], label=cohort,
                 )  # fmt: skip
-        axis.set(title=title, xscale="log", ylim=(0, 1.02))
+        axis.set(xscale="log", ylim=(0, 1.02))
+        axis.set_title(title, fontsize=9)
     axes[0][0].set_ylabel("share at or below")
-    axes[0][0].legend()
+    axes[0][0].legend(fontsize=7)
     return figure
 
 
@@ -295,6 +337,21 @@ def draw_values(source: Source) -> Figure | None:
             for cohort in (HOLDOUT, SYNTHETIC)
         }  # fmt: skip
         shared = sorted(values[HOLDOUT].keys() & values[SYNTHETIC].keys())
+        asked = np.array(sorted(values[HOLDOUT]))
+        unit = "null" if unit is None else unit
+        band = source.bands.of(
+            f"""(
+                from evaluation_private.events
+                where
+                    source_table = '{table}' and concept_id = {concept}
+                    and unit_concept_id is not distinct from {unit}
+                    and value_as_number is not null
+            )""",
+            "value_as_number",
+            quantiles(asked),
+        ).get("all")
+        if band:
+            shade(axis, band._replace(across=[values[HOLDOUT][q] for q in asked]))
         axis.plot(
             [values[HOLDOUT][q] for q in shared],
             [values[SYNTHETIC][q] for q in shared],
@@ -366,6 +423,10 @@ def draw_utility(source: Source) -> Figure | None:
     axis = axes[0][0]
     for place, row in enumerate(rows):
         axis.plot([row["floor"], row["trtr"]], [place, place], color="#cccccc", lw=6)
+        for ideal in source.curve(
+            "utility_auroc", IDEAL, model="logistic", task=row["task"]
+        ):
+            axis.plot(ideal["tstr"], place, "|", markersize=14, color=COLORS[IDEAL])
         axis.errorbar(
             row["tstr"], place,
             xerr=[
@@ -461,13 +522,30 @@ def draw_gaps(source: Source) -> Figure | None:
         left.step(
             days + 1, np.cumsum(share), where="post", color=COLORS[cohort], label=cohort
         )
-        near = days <= 100
-        right.plot(days[near], share[near], color=COLORS[cohort], linewidth=1)
+        near = days <= 400
+        right.plot(days[near] + 1, share[near], color=COLORS[cohort], linewidth=1)
+    rows = """(
+        select cohort, person_id, days
+        from evaluation_private.temporal_visits
+        inner join evaluation_private.temporal_persons using (cohort, person_number)
+        where days >= 0
+    )"""
+    for axis, curve in ((left, shares_below), (right, shares)):
+        band = source.bands.of(rows, "days", curve).get("all")
+        if band:
+            seen = slice(None) if axis is left else band.across <= 400
+            band = Band(*(points[seen] for points in band))
+            shade(axis, band._replace(across=band.across + 1))
     left.set(xscale="log", xlabel="1 + days", ylabel="share at or below")
-    left.legend()
-    for day in (7, 14, 30, 90):
-        right.axvline(day, color="#999999", linewidth=0.6, linestyle=":")
-    right.set(yscale="log", xlabel="days (dotted: 7, 14, 30, 90)", ylabel="share")
+    left.legend(fontsize=8)
+    for day in (7, 14, 30, 90, 365):
+        for axis in (left, right):
+            axis.axvline(day + 1, color="#999999", linewidth=0.6, linestyle=":")
+    least = min(line.get_ydata().min() for line in right.lines[:2])
+    right.set(
+        xscale="log", yscale="log", ylim=(least / 2, None), ylabel="share",
+        xlabel="1 + days (dotted: 7, 14, 30, 90, 365 days)",
+    )  # fmt: skip
     return figure
 
 
@@ -477,8 +555,8 @@ def draw_transitions(source: Source) -> Figure | None:
         return None
     rows = source.rows(
         "select cohort, from_state, to_state, share, transitions "
-        "from evaluation.visit_transitions where cohort in (?, ?)",
-        HOLDOUT, SYNTHETIC,
+        "from evaluation.visit_transitions where cohort in (?, ?, ?)",
+        HOLDOUT, SYNTHETIC, IDEAL,
     )  # fmt: skip
     states = sorted({row[1] for row in rows} | {row[2] for row in rows})
     if not states:
@@ -486,14 +564,17 @@ def draw_transitions(source: Source) -> Figure | None:
     place = {state: number for number, state in enumerate(states)}
     grids = {cohort: np.zeros((len(states), len(states))) for cohort in COLORS}
     for cohort, before, after, part, count in rows:
-        if cohort != HOLDOUT or count >= SMALL_CELL:
+        if cohort == SYNTHETIC or count >= SMALL_CELL:
             grids[cohort][place[before], place[after]] = part
-    figure, axes = new_figure(3, height=3.6)
-    shown = (
+    shown = [
         ("real", grids[HOLDOUT], "viridis", 0, 1),
         ("synthetic", grids[SYNTHETIC], "viridis", 0, 1),
         ("synthetic less real", grids[SYNTHETIC] - grids[HOLDOUT], "RdBu_r", -0.1, 0.1),
-    )
+    ]
+    if grids[IDEAL].any():
+        difference = grids[IDEAL] - grids[HOLDOUT]
+        shown.append(("other real less real", difference, "RdBu_r", -0.1, 0.1))
+    figure, axes = new_figure(len(shown), height=3.6)
     for axis, (title, grid, colors, low, high) in zip(axes[0], shown):
         image = axis.imshow(grid, cmap=colors, vmin=low, vmax=high)
         axis.set_xticks(range(len(states)), states, rotation=90, fontsize=7)
@@ -552,11 +633,24 @@ def draw_incidence(source: Source) -> Figure | None:
     for axis, (concept, name) in zip(axes, concepts):
         for cohort in (HOLDOUT, SYNTHETIC):
             rows = source.rows(
-                "select age_from, rate, onsets from evaluation.onset_incidence "
-                "where cohort = ? and concept_id = ? and person_years >= 50 order by 1",
-                cohort, concept,
-            )  # fmt: skip
+                """
+                select
+                    age_from, ours.rate, ours.onsets, ours.person_years,
+                    other.person_years
+                from evaluation.onset_incidence as ours
+                left join (
+                    from evaluation.onset_incidence where cohort = $ideal
+                ) as other using (concept_id, age_from)
+                where
+                    ours.cohort = $cohort and concept_id = $concept
+                    and ours.person_years >= 50
+                order by 1
+                """,
+                {"cohort": cohort, "concept": concept, "ideal": IDEAL},
+            )
             rows = [r for r in rows if cohort != HOLDOUT or not 0 < r[2] < SMALL_CELL]
+            if cohort == HOLDOUT:
+                shade(axis, poisson_band(rows))
             axis.plot(
                 [row[0] for row in rows], [row[1] for row in rows],
                 color=COLORS[cohort],
@@ -565,20 +659,36 @@ def draw_incidence(source: Source) -> Figure | None:
     return figure
 
 
+def poisson_band(rows: Sequence[tuple]) -> Band | None:
+    """Where other real persons' rates lie: of two counts of first events, 95 %.
+
+    `rows`: age, rate per 1,000 person-years, count, person-years of the holdout, and of
+    the ideal. A person has one first event, so counts are of Poisson.
+    """
+    rows = [row for row in rows if row[4]]
+    if not rows:
+        return None
+    age, rate, _, ours, others = np.array(rows, float).T
+    reach = 1.96 * np.sqrt(1000 * rate * (1 / ours + 1 / others))
+    return Band(age, np.maximum(rate - reach, 0), rate + reach)
+
+
 def draw_survival(source: Source) -> Figure | None:
     """Survival by age, those who enter later counted from then on."""
     if "survival" not in source.tables:
         return None
     figure, axes = new_figure()
     axis = axes[0][0]
-    for cohort in (HOLDOUT, SYNTHETIC):
+    for cohort in (HOLDOUT, SYNTHETIC, *(n for n in (IDEAL,) if n in source.cohorts)):
         rows = source.rows(
             "select years, survival, standard_error from evaluation.survival "
             "where cohort = ? and axis = 'age' and at_risk >= ? order by 1",
             cohort, SMALL_CELL,
         )  # fmt: skip
-        if not rows:
+        if not rows and cohort != IDEAL:
             return None
+        if not rows:
+            continue
         years, survival, error = (
             np.array([float(v or 0) for v in c]) for c in zip(*rows)
         )
@@ -611,6 +721,12 @@ def draw_seasons(source: Source) -> Figure | None:
             [row[0] for row in rows], [float(row[1]) / total for row in rows], "o-",
             color=COLORS[cohort], label=cohort,
         )  # fmt: skip
+    rows = """(
+        select *
+        from evaluation_private.temporal_acute_days
+        inner join evaluation_private.temporal_persons using (cohort, person_number)
+    )"""
+    shade(axis, source.bands.of(rows, "event_month", shares).get("all"))
     axis.set(xlabel="month", ylabel="share of acute conditions", ylim=(0, None))
     axis.legend()
     return figure
@@ -662,6 +778,12 @@ def draw_copies(source: Source) -> Figure | None:
             [row["length"] for row in rows], [row[f"share_{side}"] for row in rows],
             "o-", color=color, label=f"in the {side}",
         )  # fmt: skip
+    rows = source.curve("ngram_copies", IDEAL)
+    axis.plot(
+        [row["length"] for row in rows], [row["share_train"] for row in rows], "o--",
+        color=COLORS[IDEAL], markersize=3,
+        label="of other real persons, in the training",
+    )  # fmt: skip
     axis.set(
         xlabel="words in a row", ylabel="share of synthetic runs", yscale="symlog",
         xticks=[row["length"] for row in rows],
@@ -702,13 +824,34 @@ def draw_canaries(source: Source) -> Figure | None:
     return figure
 
 
+def draw_quality(source: Source) -> Figure | None:
+    """Draw checks of OHDSI whose rate of violations is not the source's."""
+    rows = source.curve("quality_differences", SYNTHETIC)[:20]
+    if not rows:
+        return None
+    figure, axes = new_figure(height=0.8 + 0.24 * len(rows))
+    axis = axes[0][0]
+    places = np.arange(len(rows))
+    for shift, key, label, color in (
+        (-0.2, "source_rate", "source", HOLDOUT), (0.2, "rate", "synthetic", SYNTHETIC),
+    ):  # fmt: skip
+        rates = [100 * row[key] for row in rows]
+        axis.barh(places + shift, rates, 0.4, label=label, color=COLORS[color])
+    axis.set_yticks(places, [row["check"][:70] for row in rows], fontsize=7)
+    axis.invert_yaxis()
+    axis.set(xlabel="rows that violate the check, %")
+    axis.legend(fontsize=8)
+    return figure
+
+
 # what is drawn, in which section, and how to read it
 PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
     (
         "Who they are",
         "Age at first visit",
         draw_pyramid,
-        "Grey bars are real persons of the holdout, the line is synthetic.",
+        "Grey bars are real persons of the holdout, the line is synthetic. Green, here "
+        "and below: where other real persons lie, by chance alone.",
     ),
     (
         "Who they are",
@@ -721,26 +864,28 @@ PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
         "Who they are",
         "Pairs",
         draw_pairs,
-        "Concepts that the same person has at some time.",
+        "Concepts that the same person has at some time. Green points are as far from "
+        "the line as chance puts real persons.",
     ),
     (
         "Visits and values",
         "How much",
         draw_histograms,
-        "The two lines should lie on each other.",
+        "The two lines should lie on each other, or the blue one in the green band.",
     ),
     (
         "Visits and values",
         "Measured values",
         draw_values,
         "Quantiles of real (across) against synthetic values (up) of the commonest "
-        "measurements; points should lie on the line.",
+        "measurements; points should lie in the band.",
     ),
     (
         "Time",
         "Days between visits",
         draw_gaps,
-        "Both peak where people agree on a week, a fortnight, a month, a quarter.",
+        "Both peak where people agree on a week, a fortnight, a month, a quarter or a "
+        "year.",
     ),
     (
         "Time",
@@ -758,7 +903,7 @@ PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
         "Time",
         "First diagnoses by age",
         draw_incidence,
-        "Per 1,000 person-years, grey real, blue synthetic.",
+        "Per 1,000 person-years, dark real, blue synthetic.",
     ),
     ("Time", "Survival", draw_survival, "Kaplan and Meier, with 95 % bands."),
     (
@@ -766,6 +911,13 @@ PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
         "Season",
         draw_seasons,
         "The acute conditions of the training that keep to a season most.",
+    ),
+    (
+        "Quality",
+        "OHDSI's checks that differ from the source",
+        draw_quality,
+        "Those furthest apart, both ways: fewer violations than in the source are not "
+        "true to it, either. Which fields are filled is left out.",
     ),
     (
         "Told apart",
@@ -778,7 +930,8 @@ PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
         "Use",
         "Learnt from synthetic, tested on real persons",
         draw_utility,
-        "Each point should lie at the right end of its bar.",
+        "Each point should lie at the right end of its bar; the green mark is what "
+        "other real persons teach.",
     ),
     (
         "Use",

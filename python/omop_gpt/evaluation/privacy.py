@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from omop_gpt.evaluation.auroc import interval, person_weights
-from omop_gpt.evaluation.cohorts import CALIBRATION, HOLDOUT, REAL, TRAIN
+from omop_gpt.evaluation.cohorts import CALIBRATION, HOLDOUT, REAL, RESERVE, TRAIN
 from omop_gpt.evaluation.copies import (
     combined,
     measure_exact_copies,
@@ -755,14 +755,19 @@ def measure_model(
 ) -> None:
     """Attack with the released model itself: members are those it finds likely.
 
-    Nats per token under the checkpoint, of a sample of persons whose history fits its
-    context. Adds model_membership_* and, in nats per token, model_loss_gap.
+    The score of a target is how much likelier the model finds each token of it than a
+    bigram counted on the reserve does, whom no model saw: a history that anybody would
+    foretell does not count as known (calibrated by difficulty, as Watson et al., 2022).
+    Adds model_membership_* and, in nats per token of the model alone, model_loss_gap.
     """
-    from omop_gpt.nats import nats_of_persons
+    from omop_gpt.grammar import Grammar
+    from omop_gpt.nats import nats_by_counting, nats_of_persons
 
-    scores = []
+    grammar = Grammar.load(model_folder / "vocabulary")
+    histories = Path(real_folder) / "patient_sequence"
+    scores, losses = [], []
     for split in (MEMBERS, OTHERS):
-        sequences = Path(real_folder) / "patient_sequence" / split
+        sequences = histories / split
         if not any(sequences.glob("*.parquet")):  # nobody is held out
             scores.append(np.zeros(0))
             continue
@@ -778,7 +783,9 @@ def measure_model(
                 """
             )
             nats = nats_of_persons(model_folder, folder, per_token=True)
-        scores.append(-np.array(list(nats.values())))
+            difficulty = nats_by_counting(histories / RESERVE, folder, grammar)
+        losses.append(np.array(list(nats.values())))
+        scores.append(np.array([difficulty[person] - nats[person] for person in nats]))
     least = min(len(side) for side in scores)
     if least < LEAST_TARGETS:
         for name in ("auc", "tpr_1", "tpr_01"):
@@ -790,10 +797,10 @@ def measure_model(
         for number, side in enumerate(scores)
     )
     add_attack("model_membership", "synthetic", tuple(scores), weights, results)
-    means = [w @ side / len(side) for w, side in zip(weights, scores)]
-    low, high = interval(means[0] - means[1])
+    means = [w @ side / len(side) for w, side in zip(weights, losses)]
+    low, high = interval(means[1] - means[0])
     results.add(
-        "model_loss_gap", "synthetic", scores[0].mean() - scores[1].mean(), ci_low=low,
+        "model_loss_gap", "synthetic", losses[1].mean() - losses[0].mean(), ci_low=low,
         ci_high=high, n=sum(len(side) for side in scores),
     )  # fmt: skip
 

@@ -10,13 +10,21 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omop_gpt.evaluation.cohorts import HOLDOUT, SYNTHETIC
+from omop_gpt.evaluation.cohorts import HOLDOUT, IDEAL, SYNTHETIC
 from omop_gpt.evaluation.pictures import PICTURES, Source
-from omop_gpt.evaluation.scorecard import FIDELITY_WORST, LEAST_PERSONS, WORST
+from omop_gpt.evaluation.scorecard import (
+    FIDELITY_WORST,
+    LEAST_PERSONS,
+    NORMAL_95,
+    WORST,
+    doubts,
+)
 
 if TYPE_CHECKING:
     import duckdb
     from matplotlib.figure import Figure
+
+    from omop_gpt.evaluation.results import Profile
 
 SIGNS = {
     "passed": "✔ passed",
@@ -30,6 +38,7 @@ OUTCOMES = {
     "failed": "Failed: at least one gate that must hold does not.",
     "undecided": "Undecided: nothing fails, but not every gate could be judged.",
 }
+WORST_SUBGROUPS = 6  # of each metric that are shown
 STYLE = """
 body {font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto;
   padding: 0 1em; color: #222; background: #fff}
@@ -54,13 +63,14 @@ def write_report(
     report: Mapping[str, Any],
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
     names_query: str,
+    profile: Profile,
     folder: Path,
 ) -> None:
     """Write index.html to a folder."""
     import matplotlib as mpl
 
     cohorts = list(dict.fromkeys(row["cohort"] for row in report["gates"]))
-    source = Source(con, curves, names_query, cohorts)
+    source = Source(con, curves, names_query, cohorts, profile)
     mpl.rcParams["svg.hashsalt"] = "omop-gpt"
     sections: dict[str, list[str]] = {}
     for section, title, draw, caption in PICTURES:
@@ -75,13 +85,18 @@ def write_report(
             f"<h2 id='{slug(section)}'>{escape(section)}</h2>{''.join(figures)}"
             for section, figures in sections.items()
         ),
+        subgroups_table(report),
         "<h2 id=metrics>All metrics</h2>",
         metrics_tables(report, cohorts),
         "<h2 id=protocol>Protocol</h2>",
         protocol(report),
     ]
     links = [("gates", "Gates"), *((slug(name), name) for name in sections)]
-    links += [("metrics", "All metrics"), ("protocol", "Protocol")]
+    links += [
+        ("subgroups", "Subgroups"),
+        ("metrics", "All metrics"),
+        ("protocol", "Protocol"),
+    ]
     menu = "".join(f"<a href='#{to}'>{escape(text)}</a>" for to, text in links)
     (folder / "index.html").write_text(
         "<!doctype html><html lang=en><meta charset=utf-8>"
@@ -118,17 +133,24 @@ def header(report: Mapping[str, Any]) -> str:
         f"{must['failed']} fail, {must['underpowered']} ask for more patients, "
         f"{must['undefined'] + must['not_run']} were not run or have no value.",
     ]
+    ideal = [
+        row["status"]
+        for row in report["gates"]
+        if row["cohort"] == IDEAL and row["status"] not in ("not_run", "undefined")
+    ]
+    lines.append(
+        "Real persons whom no model saw, in their place (the ideal), pass "
+        f"{ideal.count('passed')} of {len(ideal)} gates; for the others there are too "
+        "few of them."
+    )
     if verdict["least_persons"] < LEAST_PERSONS:
         lines.append(
             f"The smallest real cohort has {verdict['least_persons']:,} persons; below "
             f"{LEAST_PERSONS:,} this report informs and does not certify."
         )
-    wrong = [name for name, is_right in report["anchors"].items() if not is_right]
+    wrong = doubts(report["anchors"])
     if wrong:
-        lines.append(
-            f"The evaluation itself is in doubt: {', '.join(wrong)} did not come out "
-            "as it must."
-        )
+        lines.append(f"The evaluation itself is in doubt: {'; '.join(wrong)}.")
     lines.append(
         "Privacy gates say that the attacks listed here did no better on persons of "
         "the training than on persons whom no model saw. They do not say that the "
@@ -162,11 +184,61 @@ def interval(row: Mapping[str, Any]) -> str:
     return text
 
 
+def spread_of(row: Mapping[str, Any]) -> str:
+    """Return the standard error of the ideal's value, where there is one."""
+    error = (row["ci_high"] - row["ci_low"]) / (2 * NORMAL_95)
+    if row["cohort"] != IDEAL or math.isnan(error):
+        return ""
+    return f"&nbsp;±&nbsp;{error:.2g}"
+
+
+SUBGROUPS = {
+    "subgroup_prevalence_r2": ("prevalence, R²", "at_least"),
+    "subgroup_apd": ("prevalence, mean difference", "at_most"),
+    "subgroup_cooccurrence_kl": ("pairs, divergence", "at_most"),
+    "subgroup_membership_auc": ("attack: who was in the training, AUC", "at_most"),
+}
+
+
+def subgroups_table(report: Mapping[str, Any]) -> str:
+    """Return subgroups, the worst of each metric first, beside the ideal."""
+    lines = []
+    for metric, (title, direction) in SUBGROUPS.items():
+        rows = [
+            row
+            for row in report["metrics"]
+            if (row["name"], row["cohort"]) == (metric, SYNTHETIC)
+            and row["stratum"] != "all"
+            and not math.isnan(row["value"])
+        ]
+        rows.sort(key=lambda row: row["value"], reverse=direction == "at_most")
+        lines += [
+            f"<tr><td>{escape(title) if place == 0 else ''}</td>"
+            f"<td>{escape(row['stratum'])}</td><td class=number>{interval(row)}</td>"
+            f"<td class=number>{number(row['ideal'])}</td></tr>"
+            for place, row in enumerate(rows[:WORST_SUBGROUPS])
+        ]
+    if not lines:
+        return ""
+    return (
+        "<h2 id=subgroups>Subgroups</h2><p>The worst of each kind first: what holds "
+        "for all may fail for a few. Small groups differ by chance: read each beside "
+        "the ideal.</p><table><tr><th></th><th>subgroup</th><th class=number>synthetic"
+        f"</th><th class=number>ideal</th></tr>{''.join(lines)}</table>"
+    )
+
+
 def gates_table(report: Mapping[str, Any], cohorts: Sequence[str]) -> str:
     """Return one row per gate: the bound, the synthetic patients, and each anchor."""
     anchors = [name for name in cohorts if name != SYNTHETIC]
     by_key = {(row["gate_order"], row["cohort"]): row for row in report["gates"]}
-    head = "".join(f"<th class=number>{escape(name)}</th>" for name in anchors)
+    places = {
+        (row["name"], row["stratum"]): row
+        for row in report["metrics"]
+        if row["cohort"] == SYNTHETIC
+    }
+    columns = ("z", "score", *anchors)
+    head = "".join(f"<th class=number>{escape(name)}</th>" for name in columns)
     lines = [
         f"<table><tr><th>gate</th><th></th><th class=number>bound</th>"
         f"<th class=number>synthetic</th><th>status</th>{head}</tr>"
@@ -175,10 +247,13 @@ def gates_table(report: Mapping[str, Any], cohorts: Sequence[str]) -> str:
         ours = by_key[order, SYNTHETIC]
         sign = "≤" if ours["direction"] == "at_most" else "≥"
         cells = "".join(
-            f"<td class='number {by_key[order, name]['status']}'>"
-            f"{number(by_key[order, name]['value'])}</td>"
-            for name in anchors
+            f"<td class='number {row['status']}'>{number(row['value'])}"
+            f"{spread_of(row)}</td>"
+            for row in (by_key[order, name] for name in anchors)
         )
+        place = places.get((ours["metric"], ours["stratum"]), {})
+        for name in ("score", "z"):
+            cells = f"<td class=number>{number(place.get(name))}</td>{cells}"
         of_upper = " (upper end)" if ours["bound"] == "ci_high" else ""
         lines.append(
             f"<tr><td>{escape(ours['title'])}<br><small>{ours['metric']}"
@@ -188,7 +263,12 @@ def gates_table(report: Mapping[str, Any], cohorts: Sequence[str]) -> str:
             f"<td class=number>{interval(ours)}</td>"
             f"<td class={ours['status']}>{SIGNS[ours['status']]}</td>{cells}</tr>"
         )
-    lines.append("</table><p>Anchors are red where they fail the gate: a copy of the ")
+    lines.append(
+        "</table><p>z: standard errors of the ideal that the value is away from the "
+        "ideal's. Score: fidelity and utility are 1 at the ideal and 0 at the unigram; "
+        "privacy is 0 at the ideal and 1 at the copy.</p>"
+    )
+    lines.append("<p>Anchors are red where they fail the gate: a copy of the ")
     lines.append(
         "training has to fail privacy, broken histories have to fail fidelity. Of "
         "several sets of synthetic patients the worst is shown for fidelity and "

@@ -277,7 +277,7 @@ def add_forecasts(
     `found`: what came of the roll-outs of each task's cases, (P, rollouts). Persons of
     whom none of the first roll-outs counts are left out of all comparisons.
     """
-    gaps, observed, expected = [], [], []
+    gaps, errors = [], []
     for task, some in cases.items():
         rollouts = found[task].shape[1]
         sizes = [size for size in SIZES if size < rollouts] + [rollouts]
@@ -316,11 +316,12 @@ def add_forecasts(
             )
         risk = risks[rollouts][kept]
         gaps.append(areas[rollouts] - areas["logistic"])
-        observed.append(weights @ truth)
-        expected.append(weights @ risk)
         add(results, "zero_shot_auroc", SYNTHETIC, areas[rollouts], task, len(truth))
         add(results, "zero_shot_gap", SYNTHETIC, gaps[-1], task, len(truth))
-        add_balance(results, observed[-1], expected[-1], task, len(truth))
+        balance = ratio(weights @ truth, weights @ risk)
+        errors.append(np.abs(np.log(balance)))
+        add(results, "zero_shot_oe", SYNTHETIC, balance, task, len(truth))
+        add(results, "zero_shot_oe_error", SYNTHETIC, errors[-1], task, len(truth))
         for name, fate in (("stopped", STOPPED), ("ended", ENDED)):
             results.add(
                 f"zero_shot_{name}", SYNTHETIC, (found[task] == fate).mean(),
@@ -335,25 +336,17 @@ def add_forecasts(
         )
     persons = len({case.person_id for some in cases.values() for case in some})
     add(results, "zero_shot_gap", SYNTHETIC, np.mean(gaps, axis=0), "all", persons)
-    add_balance(
-        results, np.sum(observed, axis=0), np.sum(expected, axis=0), "all", persons
-    )
+    # not of all tasks together: too many of one would make up for too few of another
+    known = [error for error in errors if np.isfinite(error[0])]
+    mean = np.mean(known, axis=0) if known else np.full(1, np.nan)
+    add(results, "zero_shot_oe_error", SYNTHETIC, mean, "all", persons)
     every = np.concatenate([rows.ravel() for rows in found.values()])
     for name, fate in (("stopped", STOPPED), ("ended", ENDED)):
         results.add(f"zero_shot_{name}", SYNTHETIC, (every == fate).mean(), n=persons)
 
 
-def add_balance(
-    results: Results,
-    observed: np.ndarray,
-    expected: np.ndarray,
-    stratum: str,
-    persons: int,
-) -> None:
-    """Add cases observed over expected, and how far that is from 1, either way."""
-    nothing = np.full(len(observed), np.nan)
+def ratio(observed: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Return cases observed over expected; NaN where one of them is none."""
     is_known = (observed > 0) & (expected > 0)
-    balance = np.divide(observed, expected, out=nothing, where=is_known)
-    add(results, "zero_shot_oe", SYNTHETIC, balance, stratum, persons)
-    error = np.abs(np.log(balance))
-    add(results, "zero_shot_oe_error", SYNTHETIC, error, stratum, persons)
+    nothing = np.full(len(observed), np.nan)
+    return np.divide(observed, expected, out=nothing, where=is_known)

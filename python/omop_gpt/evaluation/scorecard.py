@@ -8,9 +8,10 @@ passes. The scorecard is table evaluation.eval_scorecard: rows are added, never 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from omop_gpt.evaluation.cohorts import IDEAL, SYNTHETIC
@@ -24,18 +25,11 @@ LEAST_PERSONS = 1_000
 # which anchor a family's score counts to: 0 is the ideal, 1 is this one
 WORST = {"privacy": "copy"}
 FIDELITY_WORST = "unigram"
+NORMAL_95 = 1.96  # standard errors from the middle of a 95 % interval to its ends
 # families whose gates fail only where the whole interval is beyond the bound
 BY_INTERVAL = ("fidelity", "utility")
-# what an anchor has to fail, for the evaluation to be believed
-MUST_FAIL = {
-    "copy": "privacy",
-    "near_copy": "privacy",
-    "leak_10": "privacy",
-    "unigram": "fidelity",
-    "independent": "fidelity",
-    "chain": "fidelity",
-    "visit_shuffle": "fidelity",
-}
+# attacks whose leak is gated as a share of what a copy of the training leaks, too
+LEAKS = {"nnaa_loss": "nnaa_leak"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +150,8 @@ def score_rows(
                 "family": family,
                 **dataclasses.asdict(metric),
                 "ideal": ideal.value if ideal else math.nan,
+                "ideal_sd": (sd := spread(ideal)),
+                "z": (metric.value - ideal.value) / sd if sd > 0 else math.nan,
                 "worst": worst.value if worst else math.nan,
                 "score": score(family, metric, ideal, worst),
                 "threshold": gate.limit(ideal) if gate else math.nan,
@@ -164,6 +160,13 @@ def score_rows(
             }
         )
     return rows
+
+
+def spread(metric: Metric | None) -> float:
+    """Return the standard error of a metric, by its interval; NaN without one."""
+    if metric is None:
+        return math.nan
+    return (metric.ci_high - metric.ci_low) / (2 * NORMAL_95)
 
 
 def score(
@@ -247,23 +250,97 @@ def verdict(rows: Sequence[Mapping[str, Any]], least_persons: int) -> dict[str, 
     return {"outcome": outcome, "least_persons": least_persons, **counts}
 
 
-def check_anchors(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
-    """Tell of each anchor whether it came out as it must.
+def leaks(metrics: Sequence[Metric]) -> list[Metric]:
+    """Return what each of LEAKS is as a share: 0 is the ideal's, 1 that of the copy.
 
-    The ideal fails nothing; a copy fails a privacy gate, a broken one a fidelity gate.
+    The interval is that of the leak, on the same scale; NaN without both anchors.
     """
-    checks = {}
-    for cohort in dict.fromkeys(row["cohort"] for row in rows):
-        failed = {
-            row["family"]
-            for row in rows
-            if (row["cohort"], row["status"]) == (cohort, "failed")
-        }
-        if cohort == IDEAL:
-            checks[cohort] = not failed
-        elif cohort in MUST_FAIL:
-            checks[cohort] = MUST_FAIL[cohort] in failed
+    found = {(m.name, m.cohort): m for m in metrics}
+    shares = []
+    for metric in metrics:
+        if metric.name in LEAKS:
+            low, high = (
+                found.get((metric.name, name)) for name in (IDEAL, WORST["privacy"])
+            )
+            value, *ends = (
+                score("privacy", replace(metric, value=number), low, high)
+                for number in (metric.value, metric.ci_low, metric.ci_high)
+            )
+            shares.append(
+                replace(
+                    metric,
+                    name=LEAKS[metric.name],
+                    value=value,
+                    ci_low=ends[0],
+                    ci_high=ends[1],
+                )
+            )
+    return shares
+
+
+def read_expected(con: duckdb.DuckDBPyConnection) -> list[tuple[str, str, str, str]]:
+    """Read what anchors have to come to: anchor, metric, stratum, failed or kept."""
+    query = "select anchor, metric, stratum, outcome from evaluation.anchors"
+    return con.execute(query).fetchall()
+
+
+def check_anchors(
+    rows: Sequence[Mapping[str, Any]], expected: Sequence[tuple[str, str, str, str]]
+) -> dict[str, dict[str, Any]]:
+    """Tell of each anchor whether it came out as it must, and which gates it did not.
+
+    An anchor fails one gate at least of those that it has to fail, and passes none of
+    them; it fails none that it has to keep. What the data is too small to tell speaks
+    neither for nor against. The ideal cannot fail: what it misses judges nobody.
+    """
+    statuses = {
+        (row["cohort"], row["metric"], row["stratum"]): row["status"] for row in rows
+    }
+    checks: dict[str, dict[str, Any]] = {}
+    for anchor in dict.fromkeys(row["cohort"] for row in rows):
+        told = [
+            (" ".join(gate), outcome, statuses.get((anchor, *gate)))
+            for name, *gate, outcome in expected
+            if name == anchor
+        ]
+        wrong = [
+            gate
+            for gate, *pair in told
+            if pair in (["failed", "passed"], ["kept", "failed"])
+        ]
+        is_caught = any(o == status == "failed" for _, o, status in told)
+        if told:
+            checks[anchor] = {"is_right": is_caught and not wrong, "wrong": wrong}
     return checks
+
+
+def doubts(checks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say of each anchor that did not come out as it must what it should have been."""
+    return [
+        f"{anchor} did not come out as it must"
+        + (
+            f" ({', '.join(check['wrong'])})"
+            if check["wrong"]
+            else " (nothing that it must fail was seen to fail)"
+        )
+        for anchor, check in checks.items()
+        if not check["is_right"]
+    ]
+
+
+# columns of the scorecard, and their types: of the run, then of each row
+RUN_COLUMNS = {
+    "run_id": "varchar", "run_at": "timestamp", "version": "varchar",
+    "revision": "varchar", "model": "varchar", "sampling": "varchar",
+    "profile": "varchar", "seed": "integer",
+}  # fmt: skip
+ROW_COLUMNS = {
+    "family": "varchar", "metric": "varchar", "stratum": "varchar",
+    "cohort": "varchar", "value": "double", "ci_low": "double", "ci_high": "double",
+    "n": "bigint", "ideal": "double", "ideal_sd": "double", "z": "double",
+    "worst": "double", "score": "double", "threshold": "double", "level": "varchar",
+    "status": "varchar",
+}  # fmt: skip
 
 
 def add_to_scorecard(
@@ -271,36 +348,24 @@ def add_to_scorecard(
     run: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Add the rows of a run; `run` has run_id, version, model, profile and seed."""
-    con.execute(
-        """
-        create table if not exists evaluation.eval_scorecard (
-            run_id varchar, version varchar, model varchar, profile varchar,
-            seed integer, family varchar, metric varchar, stratum varchar,
-            cohort varchar, value double, ci_low double, ci_high double, n bigint,
-            ideal double, worst double, score double, threshold double,
-            level varchar, status varchar
+    """Add the rows of a run; a scorecard of an earlier version gets its new columns."""
+    columns = RUN_COLUMNS | ROW_COLUMNS
+    types = ", ".join(f"{name} {kind}" for name, kind in columns.items())
+    con.execute(f"create table if not exists evaluation.eval_scorecard ({types})")
+    for name, kind in columns.items():
+        con.execute(
+            "alter table evaluation.eval_scorecard "
+            f"add column if not exists {name} {kind}"
         )
-        """
-    )
+    head = [
+        json.dumps(run[name]) if name == "sampling" else run[name]
+        for name in RUN_COLUMNS
+    ]
     con.executemany(
-        "insert into evaluation.eval_scorecard values "
-        f"({', '.join(['?'] * 19)})",
+        f"insert into evaluation.eval_scorecard ({', '.join(columns)}) "
+        f"values ({', '.join('?' * len(columns))})",
         [
-            [
-                *(
-                    run[name]
-                    for name in ("run_id", "version", "model", "profile", "seed")
-                ),
-                *(
-                    row[name]
-                    for name in (
-                        "family", "name", "stratum", "cohort", "value", "ci_low",
-                        "ci_high", "n", "ideal", "worst", "score", "threshold",
-                        "level", "status",
-                    )
-                ),
-            ]
+            head + [row["name" if name == "metric" else name] for name in ROW_COLUMNS]
             for row in rows
         ],
-    )  # fmt: skip
+    )

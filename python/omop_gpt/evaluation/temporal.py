@@ -88,7 +88,7 @@ def measure(
     measure_checks(con, candidate, add)
     measure_seasons(con, candidate, draws, add)
     measure_trend(con, candidate, add)
-    results.draw("pair_order", measure_order(con, candidate, add))
+    results.draw("pair_order", measure_order(con, candidate, draws, add))
     measure_pathways(con, candidate, add)
     measure_lengths(con, candidate, add)
 
@@ -760,7 +760,7 @@ def trend_strengths(told: np.ndarray) -> np.ndarray:
 
 
 def measure_order(
-    con: duckdb.DuckDBPyConnection, candidate: str, add: Add
+    con: duckdb.DuckDBPyConnection, candidate: str, draws: Draws, add: Add
 ) -> list[dict[str, Any]]:
     """Pairs of concepts of which one nearly always comes first; returns them.
 
@@ -785,7 +785,11 @@ def measure_order(
         np.array([side[pair] for pair in known]) for side in (share, our_share)
     )
     add("order_consistency", (ours > 0.5).mean() if known else None)
-    add("order_gap", np.abs(ours - reals).mean() if known else None)
+    add(
+        "order_gap",
+        np.abs(ours - reals).mean() if known else None,
+        ends=order_ends(con, candidate, known, draws),
+    )
     query = (
         "select concept_id from evaluation.temporal_concepts order by concept_number"
     )
@@ -802,6 +806,64 @@ def measure_order(
     ]
 
 
+def order_ends(
+    con: duckdb.DuckDBPyConnection,
+    candidate: str,
+    pairs: list[tuple[int, int]],
+    draws: Draws,
+) -> tuple[float, float]:
+    """Return the 95 % interval of order_gap over these pairs."""
+    if not pairs:
+        return UNKNOWN
+    earlier, later = np.array(pairs).T
+    counts = np.zeros((draws.weights.shape[2], 2 * len(pairs)))
+    for side, cohort in enumerate((HOLDOUT, candidate)):
+        persons, day, events = first_days(con, cohort)
+        groups = draws.group_of(side, persons)
+        apart = (events[earlier] > 0) & (events[later] > 0)
+        apart &= day[earlier] != day[later]
+        is_first = apart & (day[earlier] < day[later])
+        for cell, told in enumerate((*is_first, *apart)):
+            counts[:, cell] += np.bincount(groups[told], minlength=len(counts))
+
+    def gap(counts: np.ndarray) -> dict[str, float]:
+        first, both = np.split(counts, 2, axis=1)
+        shares = np.divide(
+            first, both, out=np.full(first.shape, np.nan), where=both > 0
+        )
+        found = np.abs(shares[1] - shares[0])
+        return {"gap": np.nanmean(found) if np.isfinite(found).any() else np.nan}
+
+    return draws.intervals(sparse.csr_array(counts), gap).get("gap", UNKNOWN)
+
+
+@lru_cache(maxsize=2)
+def first_days(
+    con: duckdb.DuckDBPyConnection, cohort: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return persons (P,), and of each frequent concept (TOP, P) its day and events.
+
+    The day on which it is first told, counted from 1970, and how often it is told: 0
+    where a person does not have it.
+    """
+    query = """
+        select
+            person_number,
+            concept_number - 1 as concept,
+            cast(onset_date - date '1970-01-01' as int) as day,
+            cast(events as float) as events
+        from evaluation_private.temporal_onsets
+        where cohort = ? and concept_number <= ? and onset_date is not null
+    """
+    rows = con.execute(query, [cohort, TOP]).fetchnumpy()
+    persons, person = np.unique(rows["person_number"], return_inverse=True)
+    shape = (TOP, len(persons))
+    day, events = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+    day[rows["concept"], person] = rows["day"]
+    events[rows["concept"], person] = rows["events"]
+    return persons, day, events
+
+
 @lru_cache(maxsize=2)
 def first_counts(
     con: duckdb.DuckDBPyConnection, cohort: str
@@ -811,20 +873,7 @@ def first_counts(
     Those who have a first on a day before b; who have both first on days apart; and of
     these, how many would have a first were each person's events in random order.
     """
-    query = """
-        select
-            dense_rank() over (order by person_number) - 1 as person,
-            concept_number - 1 as concept,
-            cast(onset_date - date '1970-01-01' as int) as day,
-            cast(events as float) as events
-        from evaluation_private.temporal_onsets
-        where cohort = ? and concept_number <= ? and onset_date is not null
-    """
-    rows = con.execute(query, [cohort, TOP]).fetchnumpy()
-    shape = (TOP, int(rows["person"].max(initial=-1)) + 1)
-    day, events = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    day[rows["concept"], rows["person"]] = rows["day"]
-    events[rows["concept"], rows["person"]] = rows["events"]
+    _, day, events = first_days(con, cohort)
     before, by_chance = np.zeros((2, TOP, TOP))
     for concept in range(TOP):
         has = events[concept] > 0
