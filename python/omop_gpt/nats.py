@@ -6,6 +6,7 @@ counted on the training split, over the very tokens that a model predicts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from omop_gpt.grammar import Grammar
-from omop_gpt.packing import Chunks, pack, read_chunks, read_histories
+from omop_gpt.packing import Chunks, pack, read_histories
 from omop_gpt.step import InputError
 from omop_gpt.trainer import ATTENTION, check_vocabulary
 
@@ -115,21 +116,6 @@ def baselines(train: Chunks, held_out: Chunks, vocab_size: int) -> dict[str, flo
     }
 
 
-def nats_by_counting(
-    counted: str | Path, sequences: str | Path, grammar: Grammar
-) -> dict[int, float]:
-    """Nats per token of each person, after the first, under a bigram of others.
-
-    `counted` and `sequences`: folders of sequences, the first that of the others.
-    """
-    chunks = read_chunks(counted, grammar, max_tokens=np.iinfo(np.int32).max)
-    bigram = Bigram.of(chunks, grammar.vocab_size)
-    return {
-        person: float(-np.log(bigram.chance(ids[:-1], ids[1:])).mean())
-        for person, ids in read_histories(files_of(sequences), grammar)
-    }
-
-
 def files_of(sequences: str | Path) -> list[Path]:
     """Return the files of a folder of sequences. Raises InputError without one."""
     files = sorted(Path(sequences).glob("*.parquet"))
@@ -139,18 +125,14 @@ def files_of(sequences: str | Path) -> list[Path]:
 
 
 @torch.inference_mode()
-def nats_of_persons(
-    model_folder: str | Path,
-    sequences: str | Path,
-    *,
-    given: int = 1,
-    per_token: bool = False,
-) -> dict[int, float]:
-    """Nats of each person in a folder of sequences, under a trained model.
+def losses(
+    model_folder: str | Path, sequences: str | Path, *, given: int = 1
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield persons of a folder of sequences, and tokens and their nats under a model.
 
-    Of the tokens after the first `given`, in sum or per token. A history longer than
-    the context is read in chunks, as training reads it. Raises InputError for another
-    vocabulary.
+    (N,) each: the tokens after the first `given`. A history longer than the context is
+    read in chunks, as training reads it; a person comes once for each. Raises
+    InputError for another vocabulary.
     """
     folder = Path(model_folder)
     grammar = Grammar.load(folder / "vocabulary")
@@ -164,11 +146,9 @@ def nats_of_persons(
     )
     model = model.to(device).eval()
     context = model.config.max_position_embeddings
-    nats: dict[int, float] = {}
-    asked: dict[int, int] = {}
     waiting: list[tuple[int, np.ndarray, int]] = []
 
-    def score() -> None:
+    def score() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         batch = pack([(ids, known) for _, ids, known in waiting])
         labels = batch.pop("labels")[0].to(device)
         borders = batch["cu_seq_lens_q"].tolist()
@@ -178,22 +158,38 @@ def nats_of_persons(
         loss = torch.nn.functional.cross_entropy(
             logits[:-1], labels[1:], reduction="none"
         )
-        sums = torch.cat([loss.new_zeros(1), loss]).double().cumsum(0)
+        nats = loss.double().cpu().numpy()
         for (person, ids, known), start, end in zip(
             waiting, borders[:-1], borders[1:], strict=True
         ):
-            found = float(sums[end - 1] - sums[start])
-            nats[person] = nats.get(person, 0.0) + found
-            asked[person] = asked.get(person, 0) + len(ids) - known
+            yield person, ids[known:], nats[start + known - 1 : end - 1]
         waiting.clear()
 
     for person, history in read_histories(files_of(sequences), grammar):
         for ids, known in grammar.chunks(history, context):
             waiting.append((person, ids, known or given))
             if sum(len(ids) for _, ids, _ in waiting) >= PACK:
-                score()
+                yield from score()
     if waiting:
-        score()
+        yield from score()
+
+
+def nats_of_persons(
+    model_folder: str | Path,
+    sequences: str | Path,
+    *,
+    given: int = 1,
+    per_token: bool = False,
+) -> dict[int, float]:
+    """Nats of each person in a folder of sequences, under a trained model.
+
+    Of the tokens after the first `given`, in sum or per token; see `losses`.
+    """
+    nats: dict[int, float] = {}
+    asked: dict[int, int] = {}
+    for person, ids, found in losses(model_folder, sequences, given=given):
+        nats[person] = nats.get(person, 0.0) + float(found.sum())
+        asked[person] = asked.get(person, 0) + len(ids)
     if per_token:
         return {person: total / max(asked[person], 1) for person, total in nats.items()}
     return nats

@@ -742,6 +742,32 @@ def test_effects(con, rows):
     assert values["effect_overlap", "all"] == pytest.approx(np.mean(overlap))
 
 
+def test_numbers_out_of_the_range_of_the_training(con, rows, monkeypatch):
+    monkeypatch.setattr(population, "LEAST_RANGE", 100)
+    monkeypatch.setattr(population, "RANGE", (0.02, 0.98))
+    _, results = measured(con, "other")
+    (metric,) = [m for m in results.metrics if m.name == "value_outside"]
+    _, _, events = rows
+    keys = ["source_table", "concept_id", "unit_concept_id"]
+    outside, count = 0, 0
+    for key, ours in of(events, "other").groupby(keys, dropna=False):
+        train = of(events, "train")
+        same = [
+            (train[name] == value) | (train[name].isna() & pd.isna(value))
+            for name, value in zip(keys, key)
+        ]
+        train = train[np.logical_and.reduce(same)].value_as_number.dropna()
+        values = ours.value_as_number.dropna()
+        if len(train) >= 100:
+            low, high = np.quantile(train, [0.02, 0.98], method="inverted_cdf")
+            outside += ((values < low) | (values > high)).sum()
+            count += len(values)
+    assert count > 200
+    assert metric.value == pytest.approx(outside / count)
+    assert 0.01 < metric.value < 0.9
+    assert metric.ci_low <= metric.value <= metric.ci_high
+
+
 def test_pairs_of_effects_come_from_the_training(con, rows):
     """Every pair is frequent enough there, from the least lift to the largest."""
     _, _, events = rows
@@ -772,7 +798,8 @@ def test_a_cohort_against_itself_is_the_same(con):
     values, _ = measured(con, "holdout")
     ones = ("_r2", "_log_r", "slope", "overlap", "coverage")
     for (name, stratum), value in values.items():
-        if name.startswith(("violation", "concepts_not")) or "excess" in name:
+        of_one = ("violation", "concepts_not", "value_outside")
+        if name.startswith(of_one) or "excess" in name:
             continue
         expected = 1 if name.endswith(ones) else 0
         if np.isfinite(value):
@@ -797,4 +824,4 @@ def test_it_is_the_same_each_time(con, found):
 
 
 def test_intervals_are_about_the_numbers_that_have_gates(con, redrawn_in_vain):
-    assert redrawn_in_vain(lambda: measured(con, "other")[1]) == 8
+    assert redrawn_in_vain(lambda: measured(con, "other")[1]) == 9

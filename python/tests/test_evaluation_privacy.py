@@ -13,16 +13,12 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
-from omop_gpt import nats
 from omop_gpt.evaluation import copies, privacy
 from omop_gpt.evaluation.neighbours import nearest
 from omop_gpt.evaluation.results import PROFILES, Results
-from omop_gpt.grammar import Grammar
 from scipy import stats
 from scipy.spatial.distance import cdist
 from sklearn.metrics import f1_score, roc_auc_score, roc_curve
-from test_packing import make_language, make_split
-from test_train import run
 
 ROOT = Path(__file__).parents[2]
 # more of the training than of the holdout, as in every split
@@ -771,88 +767,7 @@ def test_distances_are_drawn_to_sides_of_one_size(world, found, results):
     )
 
 
-# the model, and nothing
-
-
-def test_the_models_own_loss_tells_members(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    likely, easy = {}, {}
-    for split, start, count in (("train", 0, 2_000), ("holdout", 9_000, 300)):
-        folder = tmp_path / "patient_sequence" / split
-        folder.mkdir(parents=True)
-        persons = np.arange(start, start + count)
-        for part, some in enumerate(np.array_split(persons, 3)):
-            pd.DataFrame({"person_id": some}).to_parquet(folder / f"{part}.parquet")
-        # those with small ids are likely by themselves, whoever saw them
-        loss = rng.normal(size=count) + (persons - start) / count
-        easy |= dict(zip(persons.tolist(), loss))
-        likely |= dict(zip(persons.tolist(), loss - 0.5 * (split == "train")))
-    # what anybody would foretell, as seen by whom nobody saw
-    easy = {person: loss + rng.normal() / 2 for person, loss in easy.items()}
-    asked = []
-
-    def fake(model_folder, sequences, *, per_token):
-        assert per_token
-        assert model_folder == tmp_path / "model"
-        persons = pd.read_parquet(sequences)["person_id"].tolist()
-        asked.append(persons)
-        return {person: likely[person] for person in persons}
-
-    def counted(others, sequences, grammar):
-        assert others == tmp_path / "patient_sequence" / "reserve"
-        assert grammar == "a grammar"
-        persons = pd.read_parquet(sequences)["person_id"].tolist()
-        return {person: easy[person] for person in persons}
-
-    monkeypatch.setattr(nats, "nats_of_persons", fake)
-    monkeypatch.setattr(nats, "nats_by_counting", counted)
-    monkeypatch.setattr(Grammar, "load", lambda folder: "a grammar")
-    results = Results()
-    privacy.measure_model(
-        duckdb.connect(), tmp_path / "model", tmp_path, PROFILE, results
-    )
-    assert [len(persons) for persons in asked] == [400, 300]
-    assert abs(np.mean(asked[0]) - 1_000) < 150  # not the first of the files
-    members, others = ([likely[p] for p in persons] for persons in asked)
-    known = [easy[person] - likely[person] for side in asked for person in side]
-    metrics = {m.name: m for m in results.metrics}
-    area = metrics["model_membership_auc"]
-    truth = np.repeat([1, 0], [400, 300])
-    assert area.value == pytest.approx(roc_auc_score(truth, known))
-    # more than without what anybody would foretell
-    assert area.value > roc_auc_score(truth, [-n for n in members + others]) + 0.05
-    assert area.ci_low < area.value < area.ci_high
-    gap = metrics["model_loss_gap"]
-    assert gap.value == pytest.approx(np.mean(others) - np.mean(members))
-    se = np.sqrt(np.var(members) / 400 + np.var(others) / 300)
-    assert gap.ci_high == pytest.approx(gap.value + 1.96 * se, rel=0.1)
-    assert {m.cohort for m in results.metrics} == {"synthetic"}
-
-
-def test_the_attack_runs_a_model(tmp_path):
-    folder = tmp_path / "patient_sequence"
-    grammar = make_language(folder / "vocabulary")
-    for seed, split in enumerate(("train", "validation", "holdout")):
-        make_split(folder / split, grammar, people=80, seed=seed, longest=12)
-    model = tmp_path / "model"
-    run(folder, model, num_train_epochs=1, bf16=False)
-    results = Results()
-    privacy.measure_model(duckdb.connect(), model, tmp_path, PROFILE, results)
-    members, others = (
-        list(nats.nats_of_persons(model, folder / split, per_token=True).values())
-        for split in ("train", "holdout")
-    )
-    metrics = {m.name: m for m in results.metrics}
-    assert metrics["model_membership_auc"].n == len(members) + len(others) > 150
-    assert metrics["model_loss_gap"].value == pytest.approx(
-        np.mean(others) - np.mean(members), rel=1e-4, abs=1e-5
-    )
-    for file in (folder / "holdout").glob("*.parquet"):
-        file.unlink()
-    nobody = Results()
-    privacy.measure_model(duckdb.connect(), model, tmp_path, PROFILE, nobody)
-    assert {m.name for m in nobody.metrics} == set(metrics)
-    assert all(np.isnan(m.value) and m.n == 0 for m in nobody.metrics)
+# nothing
 
 
 @pytest.mark.parametrize("kept", ["nothing", "no holdout", "no candidate"])

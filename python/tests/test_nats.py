@@ -11,8 +11,8 @@ import pytest
 import torch
 from omop_gpt import nats
 from omop_gpt.grammar import Grammar
-from omop_gpt.nats import baselines, nats_by_counting, nats_of_persons, predicted
-from omop_gpt.packing import Chunks, read_chunks, read_histories, read_sequences
+from omop_gpt.nats import baselines, nats_of_persons, predicted
+from omop_gpt.packing import Chunks, read_chunks, read_sequences
 from omop_gpt.step import InputError
 from test_packing import make_language, make_split
 from test_train import TINY, run
@@ -68,29 +68,6 @@ def test_baselines_are_what_counting_gives(data, monkeypatch, block):
     assert expected["bigram"] < expected["unigram"]
     for last in (grammar.bos_id, asked[5][0], size - 1):  # probabilities add up to 1
         assert sum(bigram(last, t) for t in range(size)) == pytest.approx(1)
-
-
-def test_nats_by_counting_are_those_of_the_bigram_a_token(data):
-    grammar = Grammar.load(data / "vocabulary")
-    folder = data / "validation"
-    found = nats_by_counting(data / "train", folder, grammar)
-    # whole histories, so no prompt of a later chunk is counted
-    whole = {"max_tokens": 1 << 30}
-    train, held_out = (
-        read_chunks(data / split, grammar, **whole) for split in ("train", "validation")
-    )
-    total = baselines(train, held_out, grammar.vocab_size)["bigram"] * 20
-    lengths = {
-        person: len(history) - 1
-        for person, history in read_histories(nats.files_of(folder), grammar)
-    }
-    assert found.keys() == lengths.keys()
-    assert sum(found[p] * lengths[p] for p in found) == pytest.approx(total)
-    assert len({round(value, 6) for value in found.values()}) > 10
-    # of nobody: every token is as likely
-    (data / "nobody").mkdir()
-    found = nats_by_counting(data / "nobody", folder, grammar)
-    assert list(found.values()) == pytest.approx([log(grammar.vocab_size)] * 20)
 
 
 def test_nats_of_persons_are_those_of_a_plain_forward(data, tmp_path):

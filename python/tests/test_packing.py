@@ -49,6 +49,10 @@ def make_language(folder: Path, *, conditions: int = CONDITIONS) -> Grammar:
             "number": pa.array(numbers, pa.int64()),
             "train_count": pa.array([9] * len(rows), pa.int64()),
             "train_persons": pa.array([9] * len(rows), pa.int64()),
+            "source_table": [
+                "condition_occurrence" if kind == "event" else None
+                for _, kind, _ in rows
+            ],
         }
     )
     timeline = folder.parent / f".{folder.name}.timeline"

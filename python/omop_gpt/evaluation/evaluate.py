@@ -23,6 +23,7 @@ from omop_gpt import warehouse
 from omop_gpt.encode import megabytes_of
 from omop_gpt.evaluation import (
     discriminator,
+    likelihood,
     population,
     privacy,
     temporal,
@@ -40,6 +41,7 @@ from omop_gpt.evaluation.cohorts import (
     names_of,
 )
 from omop_gpt.evaluation.datacard import write_data_card
+from omop_gpt.evaluation.release import measure_quality, measure_sequences, origin_of
 from omop_gpt.evaluation.report import write_report
 from omop_gpt.evaluation.results import PROFILES, Profile, Results
 from omop_gpt.evaluation.rollouts import measure_rollouts
@@ -76,14 +78,6 @@ FAMILIES = {
     "utility": (utility,),
     "privacy": (privacy,),
 }
-
-
-SEVERITIES = {
-    "fatal": "fatal_failures",
-    "convention": "convention_failures",
-    "characterization": "plausibility_failures",
-}
-AGREES = 0.001  # rates of violations that are no further apart agree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,18 +169,24 @@ def evaluate(config: EvaluateConfig) -> Path:
             con.execute("create schema if not exists evaluation")
             results, families = measure(con, profile, len(sets), started)
             if model:
+                names, readings = likelihood.read(con, model, real, profile)
                 before = len(results.metrics)
-                privacy.measure_model(con, model, real, profile, results)
+                likelihood.measure_attack(readings, profile, results)
                 measure_canaries(model, synthetic, results)
                 families |= {m.name: "privacy" for m in results.metrics[before:]}
                 say(started, "attacks with the model itself")
                 before = len(results.metrics)
+                likelihood.measure_fit(names, readings, results)
                 measure_rollouts(con, model, real, synthetic, profile, results)
                 families |= {m.name: "utility" for m in results.metrics[before:]}
                 say(started, "what the model foretells")
             measure_quality(con, synthetic, results)
+            before = len(results.metrics)
+            measure_sequences(con, real, synthetic, results)
+            families |= {m.name: "fidelity" for m in results.metrics[before:]}
             run = run_of(synthetic, profile)
             report = judge(con, results, families, profile, run, len(sets))
+            report["origin"] = origin_of(con, config.source_omop_folder)
             report["folders"] = {
                 "real": str(real), "synthetic": ", ".join(map(str, sets)),
                 "model": str(model or ""),
@@ -258,58 +258,6 @@ def measure(
                 name = module.__name__.rsplit(".", 1)[1]
                 say(started, f"{name} of {candidate}")
     return results, families
-
-
-def measure_quality(
-    con: duckdb.DuckDBPyConnection, synthetic: Path, results: Results
-) -> None:
-    """Take over what decode's quality checks found, where they were run.
-
-    Adds fatal_failures, convention_failures and plausibility_failures: checks of OHDSI
-    that fail in a row, or are worse than in the source; and, where decode wrote into
-    this warehouse, quality_agreement, the share of checks whose rate of violations is
-    within AGREES of the source's, and curve quality_differences of the others.
-    """
-    decoded = read_manifest(synthetic) or {}
-    quality = (decoded.get("result") or {}).get("quality") or {}
-    for severity, name in SEVERITIES.items():
-        if f"{severity}_failed" in quality:
-            applied = quality[f"{severity}_applied"]
-            results.add(name, SYNTHETIC, quality[f"{severity}_failed"], n=applied)
-    schema = f"{(decoded.get('settings') or {}).get('schema')}_quality"
-    is_there = con.execute(
-        "select count(*) from information_schema.tables "
-        "where table_schema = ? and table_name = 'quality_report'",
-        [schema],
-    ).fetchone()[0]
-    if not is_there:
-        return
-    # which fields are filled at all is a matter of the layout, and counted by decode
-    rows = con.execute(
-        f"""
-        select
-            concat_ws(' ', check_name, cdm_table, nullif(cdm_field, ''),
-                nullif(concept_id, 0)) as check,
-            rows_violated / denominator as rate,
-            source_rows_violated / source_denominator as source_rate
-        from {schema}.quality_report
-        where
-            denominator > 0 and source_denominator > 0
-            and check_name <> 'measureValueCompleteness'
-        order by abs(rate - source_rate) desc, 1
-        """
-    ).fetchall()
-    apart = [row for row in rows if abs(row[1] - row[2]) > AGREES]
-    if rows:
-        agreement = 1 - len(apart) / len(rows)
-        results.add("quality_agreement", SYNTHETIC, agreement, n=len(rows))
-    results.draw(
-        "quality_differences",
-        [
-            {"cohort": SYNTHETIC, "check": check, "rate": rate, "source_rate": source}
-            for check, rate, source in apart
-        ],
-    )
 
 
 def judge(

@@ -22,7 +22,13 @@ from omop_gpt.evaluation.distances import (
     standard_w1,
     total_variation,
 )
-from omop_gpt.evaluation.intervals import UNKNOWN, Draws, draw_persons, pairs_of
+from omop_gpt.evaluation.intervals import (
+    UNKNOWN,
+    Draws,
+    draw_persons,
+    pairs_of,
+    weighted,
+)
 from omop_gpt.grammar import read_csv
 from omop_gpt.warehouse import project_folder
 
@@ -41,6 +47,8 @@ DRAWN = 30  # of them, in the picture
 REDRAWN = 20  # pairs of cohorts of one population
 LEAST_ROWS = 200  # numbers of a concept, stays or events of a visit type; on both sides
 LEAST_PERSONS = 100  # of a subgroup, on both sides
+LEAST_RANGE = 1_000  # numbers of the training, whose range is known
+RANGE = (0.0005, 0.9995)  # quantiles of the training that it reaches between
 FAR = 0.1  # Kolmogorov-Smirnov distance from which a concept's numbers are wrong
 EXPECTED = 50  # training persons who would have a pair by chance; nobody has it
 MINED = 2_000  # concepts among which such pairs are looked for
@@ -86,6 +94,7 @@ def measure(
     measure_mixes(con, candidate, profile.seed, add)
     results.draw("cooccurrence", measure_pairs(con, candidate, sizes, draws, add))
     results.draw("value_distance", measure_values(con, candidate, add))
+    measure_ranges(draws, add)
     results.draw("effects", measure_effects(con, candidate, add))
     measure_counts(con, candidate, draws, add)
     measure_violations(con, candidate, add)
@@ -645,6 +654,44 @@ def measure_values(
     (gap,) = con.execute(query, {**cohorts, "least": LEAST_ROWS}).fetchone()
     add("value_group_gap", gap)
     return drawn
+
+
+def measure_ranges(draws: Draws, add: Add) -> None:
+    """Share of numbers out of the training's range: one in a thousand, of real ones.
+
+    Of concepts and units of LEAST_RANGE numbers there, from one of RANGE to the other.
+    """
+    rows = f"""(
+        with ranges as (
+            select
+                source_table, concept_id, unit_concept_id,
+                quantile_disc(value_as_number, {RANGE[0]}) as lowest,
+                quantile_disc(value_as_number, {RANGE[1]}) as highest
+            from evaluation_private.events
+            where cohort = '{TRAIN}' and value_as_number is not null
+            group by 1, 2, 3
+            having count(*) >= {LEAST_RANGE}
+        )
+        select
+            events.cohort, events.person_id,
+            (value_as_number not between lowest and highest)::int as is_outside
+        from evaluation_private.events as events
+        inner join ranges
+            on
+                events.source_table = ranges.source_table
+                and events.concept_id = ranges.concept_id
+                and events.unit_concept_id is not distinct from ranges.unit_concept_id
+        where events.value_as_number is not null
+    )"""
+    cells = draws.cells(rows, "is_outside")
+
+    def outside(is_outside: np.ndarray, counts: np.ndarray) -> float:
+        return float(is_outside @ counts[1] / counts[1].sum())
+
+    whole = weighted(draws.whole, cells.counts)
+    value = cells.combined(whole, LEAST_ROWS, outside) if len(cells.keys) else np.nan
+    ends = draws.interval(cells, LEAST_ROWS, outside) if len(cells.keys) else UNKNOWN
+    add("value_outside", value, ends=ends)
 
 
 def measure_counts(

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from omop_gpt.evaluation.auroc import interval, person_weights
-from omop_gpt.evaluation.cohorts import CALIBRATION, HOLDOUT, REAL, RESERVE, TRAIN
+from omop_gpt.evaluation.cohorts import CALIBRATION, HOLDOUT, REAL, TRAIN
 from omop_gpt.evaluation.copies import (
     combined,
     measure_exact_copies,
@@ -744,67 +742,3 @@ def draw_distances(
             for q, t, h in zip(quantiles, *(np.quantile(d, quantiles) for d in to))
         ],
     )
-
-
-def measure_model(
-    con: duckdb.DuckDBPyConnection,
-    model_folder: Path,
-    real_folder: Path,
-    profile: Profile,
-    results: Results,
-) -> None:
-    """Attack with the released model itself: members are those it finds likely.
-
-    The score of a target is how much likelier the model finds each token of it than a
-    bigram counted on the reserve does, whom no model saw: a history that anybody would
-    foretell does not count as known (calibrated by difficulty, as Watson et al., 2022).
-    Adds model_membership_* and, in nats per token of the model alone, model_loss_gap.
-    """
-    from omop_gpt.grammar import Grammar
-    from omop_gpt.nats import nats_by_counting, nats_of_persons
-
-    grammar = Grammar.load(model_folder / "vocabulary")
-    histories = Path(real_folder) / "patient_sequence"
-    scores, losses = [], []
-    for split in (MEMBERS, OTHERS):
-        sequences = histories / split
-        if not any(sequences.glob("*.parquet")):  # nobody is held out
-            scores.append(np.zeros(0))
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            # files are in order of persons, and the first of them may be of one kind
-            con.execute(
-                f"""
-                copy (
-                    from read_parquet('{quoted(sequences)}/*.parquet')
-                    order by md5('target:{split}:' || person_id), person_id
-                    limit {profile.targets}
-                ) to '{quoted(folder)}/targets.parquet'
-                """
-            )
-            nats = nats_of_persons(model_folder, folder, per_token=True)
-            difficulty = nats_by_counting(histories / RESERVE, folder, grammar)
-        losses.append(np.array(list(nats.values())))
-        scores.append(np.array([difficulty[person] - nats[person] for person in nats]))
-    least = min(len(side) for side in scores)
-    if least < LEAST_TARGETS:
-        for name in ("auc", "tpr_1", "tpr_01"):
-            results.add(f"model_membership_{name}", "synthetic", np.nan, n=least)
-        results.add("model_loss_gap", "synthetic", np.nan, n=least)
-        return
-    weights = tuple(
-        person_weights(len(side), profile.bootstraps, profile.seed + number)
-        for number, side in enumerate(scores)
-    )
-    add_attack("model_membership", "synthetic", tuple(scores), weights, results)
-    means = [w @ side / len(side) for w, side in zip(weights, losses)]
-    low, high = interval(means[1] - means[0])
-    results.add(
-        "model_loss_gap", "synthetic", losses[1].mean() - losses[0].mean(), ci_low=low,
-        ci_high=high, n=sum(len(side) for side in scores),
-    )  # fmt: skip
-
-
-def quoted(path: str | Path) -> str:
-    """Write a path for use between quotes."""
-    return str(path).replace("'", "''")

@@ -154,8 +154,14 @@ def header(report: Mapping[str, Any]) -> str:
     lines.append(
         "Privacy gates say that the attacks listed here did no better on persons of "
         "the training than on persons whom no model saw. They do not say that the "
-        "data is anonymous, and they say nothing of attacks that were not tried. Where "
-        "the source is itself synthetic, they test the tool, and nobody's privacy."
+        "data is anonymous, and they say nothing of attacks that were not tried."
+    )
+    lines.append(
+        f"The source, {escape(report['origin'])}, is itself made up: what is said of "
+        "privacy here tests the tool, and is nobody's privacy."
+        if report["origin"]
+        else "Where the source is itself synthetic, privacy here tests the tool, and "
+        "is nobody's privacy."
     )
     body = "</p><p>".join(lines)
     return (
