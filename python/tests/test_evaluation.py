@@ -9,9 +9,10 @@ import duckdb
 import pytest
 from omop_gpt.encode import EncodeConfig, encode
 from omop_gpt.evaluation import evaluate as step
-from omop_gpt.evaluation.pictures import PICTURES, SMALL_CELL, calibration_figure
+from omop_gpt.evaluation.pictures import PICTURES, calibration_figure
 from omop_gpt.evaluation.report import SUBGROUPS
 from omop_gpt.evaluation.results import PROFILES
+from omop_gpt.evaluation.small_cells import SMALL_CELL
 from omop_gpt.simulate import SimulateConfig, simulate
 from omop_gpt.step import InputError
 
@@ -72,6 +73,41 @@ def test_no_person_is_in_what_leaves(loop):
         ).fetchall()
     assert len({table for table, _ in columns}) > 10
     assert not [pair for pair in columns if pair[1] in ("person_id", "visit_order")]
+
+
+def test_no_small_cell_is_left_in_the_marts(loop):
+    """What counts in schema evaluation counts none, or eleven real ones and more."""
+    numbers = {
+        "bin", "table_rank", "concept_number", "season_rank", "age_from",
+        "visit_lag", "least_age", "horizon", "condition_order", "label", "n", "seed",
+        "gate_order", "is_optional",
+    }  # fmt: skip
+    skipped = {"eval_scorecard", "gates", "anchors", "prediction_tasks"}
+    with duckdb.connect(str(loop / "warehouse.duckdb"), read_only=True) as con:
+        columns = con.execute(
+            "select table_name, column_name from information_schema.columns "
+            "where table_schema = 'evaluation' and data_type = 'BIGINT'"
+        ).fetchall()
+        checked = set()
+        for table, column in columns:
+            if table in skipped or column in numbers or column.endswith("_id"):
+                continue
+            has_cohort = con.execute(
+                "select count(*) from information_schema.columns "
+                "where table_schema = 'evaluation' and table_name = ? "
+                "and column_name = 'cohort'",
+                [table],
+            ).fetchone()[0]
+            real = "cohort not like 'synthetic%'" if has_cohort else "true"
+            (least,) = con.execute(
+                f"select min({column}) from evaluation.{table} "
+                f"where {real} and {column} > 0"
+            ).fetchone()
+            assert least is None or least >= SMALL_CELL, (table, column)
+            checked.add(table)
+        kept = con.execute("select count(*) from evaluation.prevalence").fetchone()
+    assert kept[0] > 20
+    assert len(checked) > 25
 
 
 def judge(root, patients: int, others: int, anchors: tuple[str, ...], more=()) -> dict:

@@ -57,6 +57,7 @@ from omop_gpt.evaluation.scorecard import (
     score_rows,
     verdict,
 )
+from omop_gpt.evaluation.small_cells import leave_out_small_cells
 from omop_gpt.flags import flag
 from omop_gpt.step import (
     InputError,
@@ -195,6 +196,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             names = concept_names(config)
             write_report(con, report, results.curves, names, profile, partial)
             write_data_card(con, report, real, synthetic, partial)
+            leave_out_small_cells(con)
         write_manifest(
             partial,
             step="evaluate",

@@ -17,6 +17,7 @@ import numpy as np
 
 from omop_gpt.evaluation.bands import Band, Bands, quantiles, shares, shares_below
 from omop_gpt.evaluation.cohorts import HOLDOUT, IDEAL, SYNTHETIC
+from omop_gpt.evaluation.small_cells import SMALL_CELL
 
 if TYPE_CHECKING:
     import duckdb
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from omop_gpt.evaluation.results import Profile
 
-SMALL_CELL = 11
 COLORS = {
     HOLDOUT: "#333333",
     SYNTHETIC: "#1769aa",
@@ -824,6 +824,54 @@ def draw_canaries(source: Source) -> Figure | None:
     return figure
 
 
+def draw_relations(source: Source) -> Figure | None:
+    """Draw effects of exposures, orders, and what visits tell of later ones."""
+    if not any(
+        source.curve(name, SYNTHETIC)
+        for name in ("effects", "pair_order", "lagged_information")
+    ):
+        return None
+    figure, axes = new_figure(3, height=3.4)
+    shown = (
+        ("effects", "log_odds_ratio", "log odds ratios, adjusted for age and sex"),
+        ("pair_order", "share", "persons who have the first one first"),
+    )
+    for axis, (curve, key, title) in zip(axes[0], shown):
+        for cohort, label in ((IDEAL, "other real persons"), (SYNTHETIC, "synthetic")):
+            points = [
+                (row[f"{key}_holdout"], row[key])
+                for row in source.curve(curve, cohort)
+                if math.isfinite(row[key]) and math.isfinite(row[f"{key}_holdout"])
+            ]
+            if points:
+                across, up = zip(*points)
+                axis.scatter(
+                    across, up, s=10, alpha=0.7, color=COLORS[cohort], label=label
+                )
+                ends = min(across), max(across)
+                axis.plot(ends, ends, color="#888888", linewidth=1)
+        axis.set_xlabel("real persons (holdout)")
+        axis.set_title(title, fontsize=9)
+    lags = axes[0][2]
+    for cohort in (SYNTHETIC, *source.anchors()):
+        rows = source.curve("lagged_information", cohort)
+        if cohort == SYNTHETIC:
+            lags.plot(
+                [row["lag"] for row in rows],
+                [row["information_holdout"] for row in rows], "o-", markersize=4,
+                color=COLORS[HOLDOUT], label=HOLDOUT, linewidth=2,
+            )  # fmt: skip
+        lags.plot(
+            [row["lag"] for row in rows], [row["information"] for row in rows], "o-",
+            markersize=3, color=COLORS.get(cohort), label=cohort, linewidth=1,
+        )  # fmt: skip
+    lags.set(xscale="log", xlabel="visits later")
+    lags.set_title("conditions tell drugs and procedures, nats", fontsize=9)
+    for axis in axes[0]:
+        axis.legend(fontsize=7)
+    return figure
+
+
 def draw_quality(source: Source) -> Figure | None:
     """Draw checks of OHDSI whose rate of violations is not the source's."""
     rows = source.curve("quality_differences", SYNTHETIC)[:20]
@@ -904,6 +952,13 @@ PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
         "First diagnoses by age",
         draw_incidence,
         "Per 1,000 person-years, dark real, blue synthetic.",
+    ),
+    (
+        "Time",
+        "What goes with what, and before it",
+        draw_relations,
+        "Exposures and later outcomes, pairs of concepts with a strong order, and how "
+        "much conditions say of what is done some visits later.",
     ),
     ("Time", "Survival", draw_survival, "Kaplan and Meier, with 95 % bands."),
     (
