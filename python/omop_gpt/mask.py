@@ -370,7 +370,7 @@ def check_possible(
         token = np.flatnonzero(grammar.has_kind("gender"))[np.flatnonzero(~left)[0] - 1]
         raise InputError(
             f"{grammar.folder}: --clinical_rules leaves {grammar.tokens[token]} no "
-            "event: leave the flag out."
+            "event: switch it off (false)."
         )
 
 

@@ -106,6 +106,7 @@ def run(config: RunConfig) -> Path:
             num_of_patients=config.num_of_patients or persons["train"],
             batch_size=config.batch_size,
             min_persons=config.min_persons,
+            train_data_path=str(sequences / "train"),
             seed=config.seed,
         )
     )

@@ -93,7 +93,7 @@ class SampleConfig:
     rollouts: int = flag("Times that each history is gone on with.", 1)
     last_date: str = flag("Nothing happens after this day; empty: of training.", "")
     clinical_rules: bool = flag(
-        "No event that is impossible for the patient's gender.", False
+        "No event that is impossible for the patient's gender.", True
     )
     max_copied_tokens: int = flag(
         "Sample again what has a run of more tokens of a patient in --train_data_path; "

@@ -343,6 +343,11 @@ def test_risks_are_held_against_what_is_learnt(world):
         ]
         assert points[0]["zero_shot"] == pytest.approx(roc_auc_score(truth, first))
         assert points[0]["logistic"] == pytest.approx(rival)
+        learnt = reference.learners[task].learn("boosting", reference.train[task])
+        rival = roc_auc_score(truth, learnt(reference.test[task])[places, 0])
+        assert points[0]["boosting"] == pytest.approx(rival)
+        gap = value["zero_shot_gap_to_boosting", task].value
+        assert gap == pytest.approx(area.value - rival)
         assert value["zero_shot_ended", task].value == (found[task] == ENDED).mean()
     assert value["zero_shot_gap", "all"].value == pytest.approx(np.mean(gaps))
     # too many of one task do not make up for too few of another

@@ -491,6 +491,7 @@ def draw_zero_shot(source: Source) -> Figure | None:
         )  # fmt: skip
         for name, label, color in (
             ("logistic", "logistic regression", COLORS[HOLDOUT]),
+            ("boosting", "boosted trees", "#8a5a00"),
             ("floor", "age, sex and race", "#bbbbbb"),
         ):
             axis.axhline(points[0][name], color=color, linewidth=1, label=label)

@@ -22,6 +22,7 @@ from omop_gpt.evaluation.auroc import auroc
 from omop_gpt.evaluation.cohorts import HOLDOUT, SYNTHETIC
 from omop_gpt.evaluation.results import Profile, Results
 from omop_gpt.evaluation.utility import (
+    MODELS,
     Reference,
     add,
     calibration,
@@ -290,9 +291,8 @@ def add_forecasts(
         # all rows once, then each bootstrap sample
         weights = np.concatenate([np.ones((1, len(places))), weights])
         size = len(reference.train[task].labels)
-        rivals = {
-            name: reference.trained_on(task, "logistic", size, floor=is_floor)
-            for name, is_floor in (("logistic", False), ("floor", True))
+        rivals = {name: reference.trained_on(task, name, size) for name in MODELS} | {
+            "floor": reference.trained_on(task, "logistic", size, floor=True)
         }
         areas = {
             name: auroc(truth, rival.chance[places, 0], weights)
@@ -308,8 +308,7 @@ def add_forecasts(
                         "task": task,
                         "rollouts": size,
                         "zero_shot": float(areas[size][0]),
-                        "logistic": float(areas["logistic"][0]),
-                        "floor": float(areas["floor"][0]),
+                        **{name: float(areas[name][0]) for name in rivals},
                         "persons": len(truth),
                     }
                 ],
@@ -318,6 +317,8 @@ def add_forecasts(
         gaps.append(areas[rollouts] - areas["logistic"])
         add(results, "zero_shot_auroc", SYNTHETIC, areas[rollouts], task, len(truth))
         add(results, "zero_shot_gap", SYNTHETIC, gaps[-1], task, len(truth))
+        boosted = areas[rollouts] - areas["boosting"]
+        add(results, "zero_shot_gap_to_boosting", SYNTHETIC, boosted, task, len(truth))
         balance = ratio(weights @ truth, weights @ risk)
         errors.append(np.abs(np.log(balance)))
         add(results, "zero_shot_oe", SYNTHETIC, balance, task, len(truth))
