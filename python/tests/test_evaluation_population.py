@@ -8,7 +8,8 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
-from omop_gpt.evaluation import population
+from omop_gpt.evaluation import effects, population, violations
+from omop_gpt.evaluation import values as numbers
 from omop_gpt.evaluation.results import PROFILES, Results
 from omop_gpt.warehouse import build
 from scipy import optimize, stats
@@ -157,8 +158,9 @@ def con(rows, tmp_path_factory):
 
 
 def measured(con, cohort):
-    for mined in ("training_matrix", "exclusive_pairs", "indications", "effect_pairs"):
-        getattr(population, mined).cache_clear()
+    for mined in ("training_matrix", "exclusive_pairs", "indications"):
+        getattr(violations, mined).cache_clear()
+    effects.effect_pairs.cache_clear()
     results = Results()
     population.measure(con, cohort, PROFILES["smoke"], results)
     values = {(m.name, m.stratum): m.value for m in results.metrics}
@@ -485,7 +487,7 @@ def test_numbers_that_are_not_there_and_their_units(found, rows):
 
 
 def test_numbers_by_sex_and_age(con, rows, monkeypatch):
-    monkeypatch.setattr(population, "LEAST_ROWS", 60)
+    monkeypatch.setattr(numbers, "LEAST_ROWS", 60)
     found, _ = measured(con, "other")
     persons, _, events = rows
     given = events[events.value_as_number.notna()].merge(persons)
@@ -618,8 +620,8 @@ def test_what_is_never_together(found, rows, matrices):
 
 def test_drugs_that_nothing_speaks_for(con, rows, matrices, monkeypatch):
     # so much is explained in a world whose drugs have little to do with its conditions
-    monkeypatch.setattr(population, "COVERED", 0.9)
-    monkeypatch.setattr(population, "LIFT", 1.2)
+    monkeypatch.setattr(violations, "COVERED", 0.9)
+    monkeypatch.setattr(violations, "LIFT", 1.2)
     found, _ = measured(con, "other")
     train, ours = matrices["train"], matrices["other"]
     conditions = [c for c in train if c.startswith("condition")]
@@ -652,7 +654,7 @@ def test_drugs_that_nothing_speaks_for(con, rows, matrices, monkeypatch):
 
 def test_ages_at_which_nobody_has_it(con, rows, monkeypatch):
     # so many are expected in a world this small
-    monkeypatch.setattr(population, "EXPECTED", 2)
+    monkeypatch.setattr(violations, "EXPECTED", 2)
     found, _ = measured(con, "other")
     persons, _, events = rows
     keys = ["cohort", "person_id", "source_table", "concept_id"]
@@ -680,13 +682,13 @@ def fitted(exposed, male, age, outcome):
 
     def loss(weights):
         logits = design @ weights
-        prior = np.sum(weights[1:] ** 2) / 2 / population.PRIOR_VARIANCE
+        prior = np.sum(weights[1:] ** 2) / 2 / effects.PRIOR_VARIANCE
         return np.sum(np.logaddexp(0, logits) - outcome * logits) + prior
 
     best = optimize.minimize(loss, np.zeros(5), method="BFGS", options={"gtol": 1e-7})
     risk = 1 / (1 + np.exp(-design @ best.x))
     curvature = design.T @ (design * (risk * (1 - risk))[:, None])
-    curvature += np.diag([0, *[1 / population.PRIOR_VARIANCE] * 4])
+    curvature += np.diag([0, *[1 / effects.PRIOR_VARIANCE] * 4])
     return best.x[1], np.sqrt(np.linalg.inv(curvature)[1, 1])
 
 
@@ -715,7 +717,7 @@ def ratio_by_hand(rows, cohort, exposure, outcome):
 def test_effects(con, rows):
     values, results = measured(con, "other")
     drawn = results.curves["effects"]
-    assert 5 <= len(drawn) <= population.EFFECTS
+    assert 5 <= len(drawn) <= effects.EFFECTS
     for row in drawn:
         pair = row["exposure"], row["outcome"]
         for cohort, suffix in (("holdout", "_holdout"), ("other", "")):
@@ -743,8 +745,8 @@ def test_effects(con, rows):
 
 
 def test_numbers_out_of_the_range_of_the_training(con, rows, monkeypatch):
-    monkeypatch.setattr(population, "LEAST_RANGE", 100)
-    monkeypatch.setattr(population, "RANGE", (0.02, 0.98))
+    monkeypatch.setattr(numbers, "LEAST_RANGE", 100)
+    monkeypatch.setattr(numbers, "RANGE", (0.02, 0.98))
     _, results = measured(con, "other")
     (metric,) = [m for m in results.metrics if m.name == "value_outside"]
     _, _, events = rows
@@ -784,7 +786,7 @@ def test_pairs_of_effects_come_from_the_training(con, rows):
         later = (first[b] > first[a]).sum()
         if later >= 18 and ("condition_occurrence", b) in CONCEPTS:
             lifts[a, b] = later / first[a].notna().sum() / first[b].notna().sum()
-    chosen = [(a[1], b[1]) for a, b in population.effect_pairs(con)]
+    chosen = [(a[1], b[1]) for a, b in effects.effect_pairs(con)]
     assert set(chosen) <= set(lifts)
     assert len(chosen) == len(set(chosen)) == min(30, len(lifts))
     found = [lifts[pair] for pair in chosen]
