@@ -115,7 +115,46 @@
                 ~ ' of ' ~ unread[3] ~ '): mend them or take them out.'
             ) %}
         {%- endif %}
+        {%- do check_quotes(table, reader) %}
     {%- endif %}
+{% endmacro %}
+
+{#-
+    Refuse files in which a quote is opened and never closed: what follows it would be one
+    value, or none, without a word from DuckDB. A lone quote that costs no row is a
+    character as any other.
+-#}
+{% macro check_quotes(table, reader) %}
+    {%- for call in reader.calls if "quote = '\"'" in call %}
+        {%- set quotes = 'length(line) - length(replace(line, \'"\', \'\'))' %}
+        {%- if "escape = '\\'" in call %}
+            {%- set quotes = quotes
+                ~ " - (length(line) - length(replace(line, '\\\"', ''))) / 2" %}
+        {%- endif %}
+        {%- set lines = call.split('], ', 1)[0] ~ '], ' ~ line_options()
+            ~ ', filename = true)' %}
+        {%- set open = run_query(
+            'select filename from ' ~ lines
+            ~ ' group by 1 having sum(' ~ quotes ~ ') % 2 = 1 order by 1 limit 1'
+        ).rows %}
+        {%- if open and run_query(
+            'select count(*) from ' ~ call ~ ')'
+        ).rows[0][0] < run_query(
+            'select count(line) - count(distinct filename) from ' ~ lines
+        ).rows[0][0] %}
+            {%- set line = run_query(
+                'select max(place) from (select *, row_number() over () as place from '
+                ~ lines ~ " where filename = '"
+                ~ dbt.escape_single_quotes(open[0][0]) ~ "') where (" ~ quotes
+                ~ ') % 2 = 1'
+            ).rows[0][0] %}
+            {%- do refuse(
+                'table ' ~ table ~ ': a quote in ' ~ open[0][0]
+                ~ ' is opened and not closed (look at line ' ~ line
+                ~ '), and swallows the rows after it: close it or take it out.'
+            ) %}
+        {%- endif %}
+    {%- endfor %}
 {% endmacro %}
 
 {% macro cast_counts(table, given, casts) %}

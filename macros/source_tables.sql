@@ -186,6 +186,13 @@
     {{- return(calls) }}
 {% endmacro %}
 
+{#- The options of read_csv that give a file's lines as they are. -#}
+{% macro line_options() -%}
+    columns = {'line': 'varchar'}, auto_detect = false, header = false,
+    delim = e'\x1e', quote = '', escape = '', new_line = '\n', strict_mode = false,
+    ignore_errors = true
+{%- endmacro %}
+
 {#-
     One row: the options of read_csv for a file, NULL if it is empty.
 
@@ -205,11 +212,7 @@
         select line, row_number() over () as line_number
         from (
             select *
-            from read_csv(
-                {{ file }}, columns = {'line': 'varchar'}, auto_detect = false,
-                header = false, delim = e'\x1e', quote = '', escape = '',
-                new_line = '\n', strict_mode = false, ignore_errors = true
-            )
+            from read_csv({{ file }}, {{ line_options() }})
             limit 20000
         )
 

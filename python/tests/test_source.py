@@ -193,6 +193,12 @@ def test_a_table_given_twice_is_refused(read, tmp_path):
             r"lines of person.csv that are no rows: 1 .*in line 2",
         ),
         (b"person_id,year_of_birth\n1,195\xe9\n", r"invalid encoding in line 2"),
+        # a quote without an end swallows all rows after it
+        ('person_id,x\n1,a\n2,"b\n3,c\n4,d\n', r"quote in .*person.csv.* line 3\)"),
+        (
+            'person_id,x\n1,"a"\n2,"say \\"b\\" c\n3,c\n',
+            r"is opened and not closed \(look at line 3\)",
+        ),
         ("person_id,x\n1,a,SECRET\n", r"column beyond the names: 1 of 1 values"),
     ],
 )
@@ -201,6 +207,15 @@ def test_files_that_are_no_tables(read, tmp_path, content, message):
     with pytest.raises(InputError, match=message) as refused:
         read("person")
     assert "SECRET" not in str(refused.value)
+
+
+def test_a_quote_that_costs_no_row_is_a_character(read, tmp_path):
+    """Closed, doubled, escaped, or about lines of text: all rows are there."""
+    rows = '1,"a, ""b"" \n and c"\n2,"d"\n3,"""e"\n'
+    put(tmp_path, person="person_id,x\n" + rows)
+    assert len(read("person")[0]) == 3
+    put(tmp_path, person='person_id,x\n1,"a \\" b"\n2,"say \\"c\\" d"\n')
+    assert len(read("person")[0]) == 2
 
 
 def test_an_unreadable_line_is_met_in_a_column_of_names_too(read, tmp_path):
