@@ -196,6 +196,7 @@ def evaluate(config: EvaluateConfig) -> Path:
             names = concept_names(config)
             write_report(con, report, results.curves, names, profile, partial)
             write_data_card(con, report, real, synthetic, partial)
+            results.keep_curves(con)
             leave_out_small_cells(con)
         write_manifest(
             partial,

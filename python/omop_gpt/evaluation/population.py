@@ -338,6 +338,8 @@ def measure_pairs(
             "cohort": candidate,
             "concept_a": concepts[a][1],
             "concept_b": concepts[b][1],
+            "persons": int(ours["lifetime"][a, b]),
+            "persons_holdout": int(real["lifetime"][a, b]),
             "share": ours["lifetime"][a, b] / max(sizes[1], 1),
             "share_holdout": real["lifetime"][a, b] / max(sizes[0], 1),
         }

@@ -6,10 +6,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import duckdb
 
 Add = Callable[..., None]  # (name, value, stratum="all", ends=UNKNOWN)
 UNKNOWN = math.nan, math.nan  # the ends of an interval
+MEASURED = "measured_"  # tables of what Python counted, beside the marts of dbt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,22 @@ class Results:
     def draw(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """Add rows to a curve."""
         self.curves.setdefault(name, []).extend(rows)
+
+    def keep_curves(self, con: duckdb.DuckDBPyConnection) -> None:
+        """Write each curve as table evaluation.measured_<name>; those of before go."""
+        import pyarrow as pa
+
+        query = (
+            "select table_name from information_schema.tables "
+            f"where table_schema = 'evaluation' and table_name like '{MEASURED}%'"
+        )
+        for (name,) in con.execute(query).fetchall():
+            con.execute(f"drop table evaluation.{name}")
+        for name, rows in self.curves.items():
+            if rows:
+                con.register("curve", pa.Table.from_pylist(rows))
+                con.execute(f"create table evaluation.{MEASURED}{name} as from curve")
+                con.unregister("curve")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import duckdb
 
 SMALL_CELL = 11
-# what a row of each mart must not be few of, besides none
+# what a row of each table must not be few of, besides none: of real cohorts, and of the
+# anchors that are made of them
 COUNTS = {
-    "acute_conditions": ("occurrences",),
     "age_sex_pyramid": ("persons",),
     "calendar_trend": ("visits", "year_visits"),
     "clinical_violations": ("persons_violating", "persons"),
@@ -26,8 +26,8 @@ COUNTS = {
     "gaps": ("gaps",),
     "histograms": ("frequency",),
     "history_lengths": ("persons",),
-    "incident_conditions": ("person_count",),
     "lag_repeats": ("pairs",),
+    "measured_cooccurrence": ("persons",),
     "onset_ages": ("persons",),
     "onset_incidence": ("onsets",),
     "pathways": ("persons",),
@@ -36,42 +36,47 @@ COUNTS = {
     "seasonality": ("occurrences",),
     "survival": ("at_risk",),
     "task_prevalence": ("person_count",),
-    "temporal_concepts": ("persons",),
     "time_checks": ("rows_violated", "denominator"),
-    "treated_conditions": ("persons",),
     "value_means": ("value_count",),
     "value_missing": ("row_count", "value_count", "row_count - value_count"),
-    # so many values lie beyond each end
+    # so many values lie beyond each end; that of all values is one person's, too
     "value_quantiles": (
-        "cast(floor(value_count * least(quantile, 1 - quantile)) as bigint)",
+        "greatest(floor(value_count * least(quantile, 1 - quantile)), 1)",
     ),
     "visit_domains": ("events",),
     "visit_transitions": ("transitions",),
     "visit_types": ("visits",),
 }
+# the same of rows that tell of real persons whichever cohort they are of
+COUNTS_OF_REAL = {
+    "acute_conditions": ("occurrences",),
+    "incident_conditions": ("person_count",),
+    "measured_cooccurrence": ("persons_holdout",),
+    "measured_utility_calibration": ("persons",),
+    "measured_zero_shot_calibration": ("persons",),
+    "temporal_concepts": ("persons",),
+    "treated_conditions": ("persons",),
+}
 
 
 def leave_out_small_cells(con: duckdb.DuckDBPyConnection) -> None:
-    """Delete rows of real cohorts, and of anchors made of them, that are small cells.
+    """Delete the rows that are small cells.
 
     Of survival, which falls by single deaths, only their number goes.
     """
-    with_cohort = {
-        name
-        for (name,) in con.execute(
-            "select table_name from information_schema.columns "
-            "where table_schema = 'evaluation' and column_name = 'cohort'"
-        ).fetchall()
-    }
+    query = (
+        "select table_name from information_schema.tables "
+        "where table_schema = 'evaluation'"
+    )
+    there = {name for (name,) in con.execute(query).fetchall()}
+    of_real = f"cohort not like '{SYNTHETIC}%'"
     few = f"between 1 and {SMALL_CELL - 1}"
-    for mart, counts in COUNTS.items():
-        is_small = " or ".join(f"{count} {few}" for count in counts)
-        if mart == "value_quantiles":  # the end of all values is one person's, too
-            is_small += f" or {counts[0]} = 0"
-        if mart in with_cohort:
-            is_small = f"cohort not like '{SYNTHETIC}%' and ({is_small})"
-        con.execute(f"delete from evaluation.{mart} where {is_small}")
+    for rules, which in ((COUNTS, of_real), (COUNTS_OF_REAL, "true")):
+        for table in there & rules.keys():
+            is_small = " or ".join(f"{count} {few}" for count in rules[table])
+            con.execute(
+                f"delete from evaluation.{table} where {which} and ({is_small})"
+            )
     con.execute(
-        "update evaluation.survival set deaths = null "
-        f"where deaths {few} and cohort not like '{SYNTHETIC}%'"
+        f"update evaluation.survival set deaths = null where deaths {few} and {of_real}"
     )
