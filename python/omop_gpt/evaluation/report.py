@@ -15,7 +15,6 @@ from omop_gpt.evaluation.pictures import PICTURES, Source
 from omop_gpt.evaluation.scorecard import (
     FIDELITY_WORST,
     LEAST_PERSONS,
-    NORMAL_95,
     WORST,
     doubts,
 )
@@ -77,6 +76,7 @@ def write_report(
         figure = draw(source)
         if figure is not None:
             sections.setdefault(section, []).append(picture(figure, title, caption))
+    subgroups = subgroups_table(report)
     parts = [
         header(report),
         "<h2 id=gates>Gates</h2>",
@@ -85,18 +85,15 @@ def write_report(
             f"<h2 id='{slug(section)}'>{escape(section)}</h2>{''.join(figures)}"
             for section, figures in sections.items()
         ),
-        subgroups_table(report),
+        subgroups,
         "<h2 id=metrics>All metrics</h2>",
         metrics_tables(report, cohorts),
         "<h2 id=protocol>Protocol</h2>",
         protocol(report),
     ]
     links = [("gates", "Gates"), *((slug(name), name) for name in sections)]
-    links += [
-        ("subgroups", "Subgroups"),
-        ("metrics", "All metrics"),
-        ("protocol", "Protocol"),
-    ]
+    links += [("subgroups", "Subgroups")] if subgroups else []
+    links += [("metrics", "All metrics"), ("protocol", "Protocol")]
     menu = "".join(f"<a href='#{to}'>{escape(text)}</a>" for to, text in links)
     (folder / "index.html").write_text(
         "<!doctype html><html lang=en><meta charset=utf-8>"
@@ -190,14 +187,6 @@ def interval(row: Mapping[str, Any]) -> str:
     return text
 
 
-def spread_of(row: Mapping[str, Any]) -> str:
-    """Return the standard error of the ideal's value, where there is one."""
-    error = (row["ci_high"] - row["ci_low"]) / (2 * NORMAL_95)
-    if row["cohort"] != IDEAL or math.isnan(error):
-        return ""
-    return f"&nbsp;±&nbsp;{error:.2g}"
-
-
 SUBGROUPS = {
     "subgroup_prevalence_r2": ("prevalence, R²", "at_least"),
     "subgroup_apd": ("prevalence, mean difference", "at_most"),
@@ -252,12 +241,14 @@ def gates_table(report: Mapping[str, Any], cohorts: Sequence[str]) -> str:
     for order in sorted({row["gate_order"] for row in report["gates"]}):
         ours = by_key[order, SYNTHETIC]
         sign = "≤" if ours["direction"] == "at_most" else "≥"
+        place = places.get((ours["metric"], ours["stratum"]), {})
+        error = number(place.get("ideal_sd"))
+        spread = {IDEAL: f"&nbsp;±&nbsp;{error}" if error != "–" else ""}
         cells = "".join(
             f"<td class='number {row['status']}'>{number(row['value'])}"
-            f"{spread_of(row)}</td>"
+            f"{spread.get(row['cohort'], '')}</td>"
             for row in (by_key[order, name] for name in anchors)
         )
-        place = places.get((ours["metric"], ours["stratum"]), {})
         for name in ("score", "z"):
             cells = f"<td class=number>{number(place.get(name))}</td>{cells}"
         of_upper = " (upper end)" if ours["bound"] == "ci_high" else ""
