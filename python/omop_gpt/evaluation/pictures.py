@@ -575,7 +575,7 @@ def draw_transitions(source: Source) -> Figure | None:
     if grids[IDEAL].any():
         difference = grids[IDEAL] - grids[HOLDOUT]
         shown.append(("other real less real", difference, "RdBu_r", -0.1, 0.1))
-    figure, axes = new_figure(len(shown), height=3.6)
+    figure, axes = new_figure(len(shown), height=2.8)
     for axis, (title, grid, colors, low, high) in zip(axes[0], shown):
         image = axis.imshow(grid, cmap=colors, vmin=low, vmax=high)
         axis.set_xticks(range(len(states)), states, rotation=90, fontsize=7)

@@ -53,6 +53,7 @@ td.number, th.number {text-align: right; font-variant-numeric: tabular-nums}
 .verdict {color: #222; font-weight: 400}
 figure {margin: 1.2em 0} figcaption {font-size: 13px; color: #444}
 img {max-width: 100%} nav a {margin-right: 1em}
+.wide {overflow-x: auto} .wide td, .wide th {padding: 3px 5px}
 details {margin: .6em 0} code {font-size: 12px}
 """
 
@@ -172,11 +173,11 @@ def header(report: Mapping[str, Any]) -> str:
     )
 
 
-def number(value: float | None) -> str:
-    """Return a number with three or four digits; a dash for none."""
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number with so many digits; a dash for none."""
     if value is None or math.isnan(value):
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
 def interval(row: Mapping[str, Any]) -> str:
@@ -235,22 +236,22 @@ def gates_table(report: Mapping[str, Any], cohorts: Sequence[str]) -> str:
     columns = ("z", "score", *anchors)
     head = "".join(f"<th class=number>{escape(name)}</th>" for name in columns)
     lines = [
-        f"<table><tr><th>gate</th><th></th><th class=number>bound</th>"
+        "<div class=wide><table><tr><th>gate</th><th></th><th class=number>bound</th>"
         f"<th class=number>synthetic</th><th>status</th>{head}</tr>"
     ]
     for order in sorted({row["gate_order"] for row in report["gates"]}):
         ours = by_key[order, SYNTHETIC]
         sign = "≤" if ours["direction"] == "at_most" else "≥"
         place = places.get((ours["metric"], ours["stratum"]), {})
-        error = number(place.get("ideal_sd"))
+        error = number(place.get("ideal_sd"), 2)
         spread = {IDEAL: f"&nbsp;±&nbsp;{error}" if error != "–" else ""}
         cells = "".join(
-            f"<td class='number {row['status']}'>{number(row['value'])}"
+            f"<td class='number {row['status']}'>{number(row['value'], 3)}"
             f"{spread.get(row['cohort'], '')}</td>"
             for row in (by_key[order, name] for name in anchors)
         )
         for name in ("score", "z"):
-            cells = f"<td class=number>{number(place.get(name))}</td>{cells}"
+            cells = f"<td class=number>{number(place.get(name), 2)}</td>{cells}"
         of_upper = " (upper end)" if ours["bound"] == "ci_high" else ""
         lines.append(
             f"<tr><td>{escape(ours['title'])}<br><small>{ours['metric']}"
@@ -261,9 +262,9 @@ def gates_table(report: Mapping[str, Any], cohorts: Sequence[str]) -> str:
             f"<td class={ours['status']}>{SIGNS[ours['status']]}</td>{cells}</tr>"
         )
     lines.append(
-        "</table><p>z: standard errors of the ideal that the value is away from the "
-        "ideal's. Score: fidelity and utility are 1 at the ideal and 0 at the unigram; "
-        "privacy is 0 at the ideal and 1 at the copy.</p>"
+        "</table></div><p>z: standard errors of the ideal that the value is away from "
+        "the ideal's. Score: fidelity and utility are 1 at the ideal and 0 at the "
+        "unigram; privacy is 0 at the ideal and 1 at the copy.</p>"
     )
     lines.append("<p>Anchors are red where they fail the gate: a copy of the ")
     lines.append(
@@ -302,7 +303,7 @@ def metrics_tables(report: Mapping[str, Any], cohorts: Sequence[str]) -> str:
         )
         parts.append(
             f"<details><summary>{family}: {len(names)} metrics (score: {meaning})"
-            f"</summary>{''.join(lines)}</table></details>"
+            f"</summary><div class=wide>{''.join(lines)}</table></div></details>"
         )
     return "".join(parts)
 
