@@ -869,7 +869,8 @@ def draw_relations(source: Source) -> Figure | None:
     lags.set(xscale="log", xlabel="visits later")
     lags.set_title("conditions tell drugs and procedures, nats", fontsize=9)
     for axis in axes[0]:
-        axis.legend(fontsize=7)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=7)
     return figure
 
 
