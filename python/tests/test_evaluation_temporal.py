@@ -784,16 +784,17 @@ def test_strong_orders_are_those_beyond_chance(con, onsets, monkeypatch, most):
                     chance[a, b] += each[a][1] / (each[a][1] + each[b][1])
         return first, both, chance
 
-    first, both, chance = shares("holdout")
+    chosen_first, chosen_both, chance = shares("train")
+    first, both, _ = shares("holdout")
     our_first, our_both, _ = shares("other")
     strong = {
-        pair: (first[pair] - chance[pair]) / n**0.5
-        for pair, n in both.items()
-        if n >= 30 and first[pair] / n > 0.9
+        pair: (chosen_first[pair] - chance[pair]) / n**0.5
+        for pair, n in chosen_both.items()
+        if n >= 30 and chosen_first[pair] / n > 0.9
     }
     assert len(strong) >= 3
     kept = sorted(strong, key=strong.get, reverse=True)[:most]
-    kept = [pair for pair in kept if our_both[pair] >= 10]
+    kept = [pair for pair in kept if min(both[pair], our_both[pair]) >= 10]
     gaps = [
         first[pair] / both[pair] - our_first[pair] / our_both[pair] for pair in kept
     ]

@@ -43,7 +43,7 @@ LEAST_DEATHS = 10
 LEAST_AT_RISK = 50
 LEAST_OCCURRENCES = 100  # of an acute condition
 LEAST_TREATED = 100  # persons of a treated condition
-LEAST_ORDERED = (30, 10)  # persons with a pair, of the holdout and of the candidate
+LEAST_ORDERED = (30, 10)  # persons with a pair, of the training, and of the others
 LAGS = (1, 2, 5, 10, 20)
 TOP = 150  # concepts whose pairs are counted
 GROUPS = 10  # of persons, in the jackknife of information
@@ -727,21 +727,24 @@ def measure_order(
     """Pairs of concepts of which one nearly always comes first; returns them.
 
     Of persons who have both, on days apart, the share who have the first one first:
-    above STRONG in the holdout. What is told often comes before what is told seldom in
-    any order, so pairs must go beyond that: the ORDERED pairs whose share exceeds most,
-    in standard errors, the one that a person's events in random order would have.
+    above STRONG in the training, which alone chooses, for a pair that the holdout chose
+    would be weaker in anybody else. What is told often comes before what is told seldom
+    in any order, so pairs must go beyond that: the ORDERED pairs whose share exceeds
+    most, in standard errors, the one that a person's events in random order would have.
     """
-    first, both, by_chance = first_counts(con, HOLDOUT)
+    chosen_first, chosen_both, by_chance = first_counts(con, TRAIN)
+    first, both, _ = first_counts(con, HOLDOUT)
     our_first, our_both, _ = first_counts(con, candidate)
     with np.errstate(invalid="ignore", divide="ignore"):
         share, our_share = first / both, our_first / our_both
-        excess = (share - by_chance / both) * np.sqrt(both)
-    strong = (both >= LEAST_ORDERED[0]) & (share > STRONG)
+        strength = chosen_first / chosen_both
+        excess = (strength - by_chance / chosen_both) * np.sqrt(chosen_both)
+    strong = (chosen_both >= LEAST_ORDERED[0]) & (strength > STRONG)
     pairs = np.argwhere(strong)[np.argsort(-excess[strong], kind="stable")]
     known = [
         (int(a), int(b))
         for a, b in pairs[:ORDERED]
-        if our_both[a, b] >= LEAST_ORDERED[1]
+        if min(both[a, b], our_both[a, b]) >= LEAST_ORDERED[1]
     ]
     reals, ours = (
         np.array([side[pair] for pair in known]) for side in (share, our_share)
@@ -799,7 +802,7 @@ def order_ends(
     return draws.intervals(sparse.csr_array(counts), gap).get("gap", UNKNOWN)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def first_days(
     con: duckdb.DuckDBPyConnection, cohort: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -826,7 +829,7 @@ def first_days(
     return persons, day, events
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def first_counts(
     con: duckdb.DuckDBPyConnection, cohort: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
