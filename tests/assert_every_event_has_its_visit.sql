@@ -1,6 +1,6 @@
 -- Every event of the timeline lies in a visit or loose day, and no loose day is empty.
--- Visits are numbered on from 1 (another test), so an event's number tells whether there
--- is one: no join of all events.
+-- Visits are numbered on from 1 (another test), so an event's number tells whether
+-- there is one: no join of all events.
 {{ config(tags=['encode']) }}
 with
 
