@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from omop_gpt.grammar import Grammar
 
 SPLITS = (TRAIN, HOLDOUT)  # members, and others
+CALIBRATION = 0.5  # of the difficulty, that is taken off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,13 +142,14 @@ def measure_attack(
 ) -> None:
     """Attack with the released model itself: members are those it finds likely.
 
-    The score of a target is how much likelier the model finds each token of it than a
+    The score of a target is how likely the model finds it, less half of how likely a
     bigram of the reserve does: a history that anybody would foretell does not count as
-    known (calibrated by difficulty, as Watson et al., 2022). Adds model_membership_*
-    and, in nats per token of the model alone, model_loss_gap.
+    known (calibrated by difficulty, as Watson et al., 2022). The whole of it would be
+    too much of a rough guess: half finds more members than all or nothing. Adds
+    model_membership_* and, in nats per token of the model alone, model_loss_gap.
     """
     losses = [side.loss for side in readings]
-    scores = tuple(side.difficulty - side.loss for side in readings)
+    scores = tuple(CALIBRATION * side.difficulty - side.loss for side in readings)
     least = min(len(side) for side in scores)
     if least < LEAST_TARGETS:
         for name in ("auc", "tpr_1", "tpr_01"):
