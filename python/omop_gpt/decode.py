@@ -206,7 +206,8 @@ def say_quality(database: Path, schema: str) -> dict[str, int]:
     """Tell what the quality checks found; returns how many have each verdict.
 
     And what became of those of each severity, as fatal_applied, fatal_failed and so on.
-    A fatal one fails by a single row; others where they are worse than in the source.
+    A fatal one fails by a single row; others where they are worse than in the source,
+    so of them those alone count that the source has rows for.
     """
     import duckdb
 
@@ -218,9 +219,9 @@ def say_quality(database: Path, schema: str) -> dict[str, int]:
             ).fetchall()
         )
         severities = con.execute(
-            "select severity, count(*) filter (status <> 'not_applicable'), "
-            "count(*) filter (verdict = 'failed') "
-            f"from {schema}_quality.quality_report group by 1 order by 1"
+            "select severity, count(*), count(*) filter (verdict = 'failed') "
+            f"from {schema}_quality.quality_report where status <> 'not_applicable' "
+            "and (severity = 'fatal' or source_denominator > 0) group by 1 order by 1"
         ).fetchall()
         worse = con.execute(
             "select check_name, cdm_table, cdm_field, rows_violated, denominator, "
