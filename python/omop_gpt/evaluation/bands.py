@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -82,15 +81,13 @@ class Bands:
         real = weighted(self.draws.whole[:1], cells.counts)
         groups = self.draws.weights.shape[2]
         pools = weighted(self.draws.weights[2:].reshape(-1, groups), cells.counts)
-        changes = np.flatnonzero(cells.strata[1:] != cells.strata[:-1]) + 1
         found = {}
-        for start, stop in pairwise([0, *changes, len(cells.strata)]):
-            if start == stop or not real[:, start:stop].any():
+        for place in cells.slices():
+            if not real[:, place].any():
                 continue
-            keys = cells.keys[start:stop]
-            across, middle = curve(keys, real[:, start:stop])
-            drawn = curve(keys, pools[:, start:stop])[1]
-            ours, others = np.split(drawn, 2)
+            keys = cells.keys[place]
+            across, middle = curve(keys, real[:, place])
+            ours, others = np.split(curve(keys, pools[:, place])[1], 2)
             ends = np.quantile(others - ours, (TAIL, 1 - TAIL), axis=0)
-            found[str(cells.strata[start])] = Band(across, *(middle[0] + ends))
+            found[str(cells.strata[place][0])] = Band(across, *(middle[0] + ends))
         return found

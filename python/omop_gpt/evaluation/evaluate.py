@@ -13,7 +13,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -171,20 +172,17 @@ def evaluate(config: EvaluateConfig) -> Path:
             results, families = measure(con, profile, len(sets), started)
             if model:
                 names, readings = likelihood.read(con, model, real, profile)
-                before = len(results.metrics)
-                likelihood.measure_attack(readings, profile, results)
-                measure_canaries(model, synthetic, results)
-                families |= {m.name: "privacy" for m in results.metrics[before:]}
+                with of_family("privacy", results, families):
+                    likelihood.measure_attack(readings, profile, results)
+                    measure_canaries(model, synthetic, results)
                 say(started, "attacks with the model itself")
-                before = len(results.metrics)
-                likelihood.measure_fit(names, readings, results)
-                measure_rollouts(con, model, real, synthetic, profile, results)
-                families |= {m.name: "utility" for m in results.metrics[before:]}
+                with of_family("utility", results, families):
+                    likelihood.measure_fit(names, readings, results)
+                    measure_rollouts(con, model, real, synthetic, profile, results)
                 say(started, "what the model foretells")
             measure_quality(con, synthetic, results)
-            before = len(results.metrics)
-            measure_sequences(con, real, synthetic, results)
-            families |= {m.name: "fidelity" for m in results.metrics[before:]}
+            with of_family("fidelity", results, families):
+                measure_sequences(con, real, synthetic, results)
             run = run_of(synthetic, profile)
             report = judge(con, results, families, profile, run, len(sets))
             report["origin"] = origin_of(con, config.source_omop_folder)
@@ -234,6 +232,16 @@ def connect(database: Path, config: EvaluateConfig) -> duckdb.DuckDBPyConnection
     return con
 
 
+@contextmanager
+def of_family(
+    family: str, results: Results, families: dict[str, str]
+) -> Iterator[None]:
+    """Note the family of the metrics that are added within."""
+    before = len(results.metrics)
+    yield
+    families |= {m.name: family for m in results.metrics[before:]}
+
+
 def measure(
     con: duckdb.DuckDBPyConnection, profile: Profile, sets: int, started: float
 ) -> tuple[Results, dict[str, str]]:
@@ -255,9 +263,8 @@ def measure(
             for candidate in (*ours, *profile.anchors):
                 if candidate not in present:
                     continue
-                before = len(results.metrics)
-                module.measure(con, candidate, profile, results)
-                families |= {m.name: family for m in results.metrics[before:]}
+                with of_family(family, results, families):
+                    module.measure(con, candidate, profile, results)
                 name = module.__name__.rsplit(".", 1)[1]
                 say(started, f"{name} of {candidate}")
     return results, families

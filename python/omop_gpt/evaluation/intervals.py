@@ -9,7 +9,7 @@ the numbers mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -47,6 +47,12 @@ class Cells:
     keys: np.ndarray
     counts: sparse.csr_array
 
+    def slices(self) -> Iterator[slice]:
+        """Yield which cells are of each stratum."""
+        changes = np.flatnonzero(self.strata[1:] != self.strata[:-1]) + 1
+        for start, stop in pairwise([0, *changes, len(self.strata)]):
+            yield slice(start, stop)
+
     def combined(
         self,
         counts: np.ndarray,
@@ -58,12 +64,11 @@ class Cells:
 
         `counts`: (2, cells). NaN where there is no distance to combine.
         """
-        changes = np.flatnonzero(self.strata[1:] != self.strata[:-1]) + 1
         found = []
-        for start, stop in pairwise([0, *changes, len(self.strata)]):
-            part = counts[:, start:stop]
+        for cells in self.slices():
+            part = counts[:, cells]
             if part.sum(axis=1).min() >= least:
-                found.append(distance(self.keys[start:stop], part))
+                found.append(distance(self.keys[cells], part))
         found = [value for value in found if not np.isnan(value)]
         return float(combine(found)) if found else np.nan
 

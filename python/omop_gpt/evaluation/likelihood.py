@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from omop_gpt.evaluation.auroc import interval, person_weights
+from omop_gpt.evaluation.auroc import person_weights
 from omop_gpt.evaluation.cohorts import HOLDOUT, RESERVE, SYNTHETIC, TRAIN
-from omop_gpt.evaluation.privacy import LEAST_TARGETS, add_attack
+from omop_gpt.evaluation.privacy import LEAST_TARGETS, add_attack, add_difference
 
 if TYPE_CHECKING:
     import duckdb
@@ -148,7 +148,6 @@ def measure_attack(
     too much of a rough guess: half finds more members than all or nothing. Adds
     model_membership_* and, in nats per token of the model alone, model_loss_gap.
     """
-    losses = [side.loss for side in readings]
     scores = tuple(CALIBRATION * side.difficulty - side.loss for side in readings)
     least = min(len(side) for side in scores)
     if least < LEAST_TARGETS:
@@ -161,12 +160,8 @@ def measure_attack(
         for number, side in enumerate(scores)
     )
     add_attack("model_membership", SYNTHETIC, scores, weights, results)
-    means = [w @ side / len(side) for w, side in zip(weights, losses)]
-    low, high = interval(means[1] - means[0])
-    results.add(
-        "model_loss_gap", SYNTHETIC, losses[1].mean() - losses[0].mean(), ci_low=low,
-        ci_high=high, n=sum(len(side) for side in scores),
-    )  # fmt: skip
+    likely = tuple(-side.loss for side in readings)
+    add_difference("model_loss_gap", SYNTHETIC, likely, weights, results)
 
 
 def measure_fit(

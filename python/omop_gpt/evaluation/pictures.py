@@ -70,9 +70,8 @@ class Source:
         return dict(self.rows("from concept_names"))
 
     def rows(self, query: str, *values: Any) -> list[tuple]:
-        """Rows of a query over the marts; values by place, or one mapping by name."""
-        named = len(values) == 1 and isinstance(values[0], dict)
-        return self.con.execute(query, values[0] if named else list(values)).fetchall()
+        """Rows of a query over the marts."""
+        return self.con.execute(query, list(values)).fetchall()
 
     def curve(self, name: str, cohort: str, **wanted: Any) -> list[Mapping[str, Any]]:
         """Rows of a curve of one cohort."""
@@ -278,8 +277,8 @@ def draw_histograms(source: Source) -> Figure | None:
         ),
     }  # fmt: skip
     figure, axes = new_figure(len(measures))
-    for axis, (measure, (title, rows, key)) in zip(axes[0], measures.items()):
-        band = source.bands.of(rows, key, shares_below).get("all")
+    for axis, (measure, (title, table, key)) in zip(axes[0], measures.items()):
+        band = source.bands.of(table, key, shares_below).get("all")
         if band:
             band = band._replace(across=np.maximum(band.across, 0.5))
             shade(axis, band, step="post")
@@ -322,6 +321,19 @@ def draw_values(source: Source) -> Figure | None:
     if not concepts:
         return None
     figure, axes = small_multiples(len(concepts), 2.2)
+    asked = np.arange(4, 197) / 200  # from 0.02 to 0.98
+    of_unit = "coalesce(cast(unit_concept_id as varchar), 'None')"
+    number = f"concat_ws(' ', source_table, concept_id, {of_unit})"
+    chosen = ", ".join(f"'{t} {c} {u}'" for t, c, u, _ in concepts)
+    bands = source.bands.of(
+        f"""(
+            from evaluation_private.events
+            where value_as_number is not null and {number} in ({chosen})
+        )""",
+        "value_as_number",
+        quantiles(asked),
+        within=number,
+    )
     for axis, (table, concept, unit, name) in zip(axes, concepts):
         values = {
             cohort: dict(
@@ -337,21 +349,10 @@ def draw_values(source: Source) -> Figure | None:
             for cohort in (HOLDOUT, SYNTHETIC)
         }  # fmt: skip
         shared = sorted(values[HOLDOUT].keys() & values[SYNTHETIC].keys())
-        asked = np.array(sorted(values[HOLDOUT]))
-        unit = "null" if unit is None else unit
-        band = source.bands.of(
-            f"""(
-                from evaluation_private.events
-                where
-                    source_table = '{table}' and concept_id = {concept}
-                    and unit_concept_id is not distinct from {unit}
-                    and value_as_number is not null
-            )""",
-            "value_as_number",
-            quantiles(asked),
-        ).get("all")
+        band = bands.get(f"{table} {concept} {unit}")
         if band:
-            shade(axis, band._replace(across=[values[HOLDOUT][q] for q in asked]))
+            real = [values[HOLDOUT][round(q, 4)] for q in asked]
+            shade(axis, band._replace(across=real))
         axis.plot(
             [values[HOLDOUT][q] for q in shared],
             [values[SYNTHETIC][q] for q in shared],
@@ -640,15 +641,14 @@ def draw_incidence(source: Source) -> Figure | None:
                     other.person_years
                 from evaluation.onset_incidence as ours
                 left join (
-                    from evaluation.onset_incidence where cohort = $ideal
+                    from evaluation.onset_incidence where cohort = ?
                 ) as other using (concept_id, age_from)
                 where
-                    ours.cohort = $cohort and concept_id = $concept
-                    and ours.person_years >= 50
+                    ours.cohort = ? and concept_id = ? and ours.person_years >= 50
                 order by 1
                 """,
-                {"cohort": cohort, "concept": concept, "ideal": IDEAL},
-            )
+                IDEAL, cohort, concept,
+            )  # fmt: skip
             rows = [r for r in rows if cohort != HOLDOUT or not 0 < r[2] < SMALL_CELL]
             if cohort == HOLDOUT:
                 shade(axis, poisson_band(rows))
@@ -680,16 +680,16 @@ def draw_survival(source: Source) -> Figure | None:
         return None
     figure, axes = new_figure()
     axis = axes[0][0]
-    for cohort in (HOLDOUT, SYNTHETIC, *(n for n in (IDEAL,) if n in source.cohorts)):
+    for cohort in (HOLDOUT, SYNTHETIC, IDEAL):
         rows = source.rows(
             "select years, survival, standard_error from evaluation.survival "
             "where cohort = ? and axis = 'age' and at_risk >= ? order by 1",
             cohort, SMALL_CELL,
         )  # fmt: skip
-        if not rows and cohort != IDEAL:
-            return None
-        if not rows:
+        if not rows and cohort == IDEAL:  # it was not run
             continue
+        if not rows:
+            return None
         years, survival, error = (
             np.array([float(v or 0) for v in c]) for c in zip(*rows)
         )
@@ -779,10 +779,10 @@ def draw_copies(source: Source) -> Figure | None:
             [row["length"] for row in rows], [row[f"share_{side}"] for row in rows],
             "o-", color=color, label=f"in the {side}",
         )  # fmt: skip
-    rows = source.curve("ngram_copies", IDEAL)
+    others = source.curve("ngram_copies", IDEAL)
     axis.plot(
-        [row["length"] for row in rows], [row["share_train"] for row in rows], "o--",
-        color=COLORS[IDEAL], markersize=3,
+        [row["length"] for row in others], [row["share_train"] for row in others],
+        "o--", color=COLORS[IDEAL], markersize=3,
         label="of other real persons, in the training",
     )  # fmt: skip
     axis.set(

@@ -250,9 +250,13 @@ def measure_mixes(
     }
     rng = np.random.default_rng(seed)
     for stratum, keys in {"all": ", ".join(margins.values()), **margins}.items():
-        found = paired_counts(con, candidate, "demographics", f"row({keys})", "persons")
+        cells = f"row({keys})"
+        found = next(
+            paired_counts(con, candidate, "demographics", cells, "persons"), None
+        )
         tv = excess = None
-        for _, _, counts in found:  # one stratum, or none
+        if found:
+            counts = found[2]
             tv = total_variation(counts)
             pooled = counts.sum(axis=0) / counts.sum()
             sizes = counts.sum(axis=1).astype(int)
@@ -260,9 +264,9 @@ def measure_mixes(
             excess = tv - mean([total_variation(drawn) for drawn in draws])
         add("demographics_tv", tv, stratum)
         add("demographics_tv_excess", excess, stratum)
-    keys = "row(visit_concept_id, age_from)"
-    found = paired_counts(con, candidate, "visit_types", keys, "visits")
-    add("visit_type_tv", max((total_variation(n) for *_, n in found), default=None))
+    cells = "row(visit_concept_id, age_from)"
+    found = next(paired_counts(con, candidate, "visit_types", cells, "visits"), None)
+    add("visit_type_tv", total_variation(found[2]) if found else None)
     found = paired_counts(
         con,
         candidate,

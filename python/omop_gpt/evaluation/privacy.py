@@ -378,12 +378,26 @@ def measure_adversary(
     unless the release knows it. The loss is the difference: 0 for unseen persons, 0.5
     for a copy.
     """
-    found = [nearer(*pair) for pair in zip(distances, attacker.to_training)]
-    samples = [w @ side / len(side) for w, side in zip(attacker.weights, found)]
+    found = tuple(nearer(*pair) for pair in zip(distances, attacker.to_training))
+    add_difference("nnaa_loss", candidate, found, attacker.weights, results)
+
+
+def add_difference(
+    name: str,
+    candidate: str,
+    sides: tuple[np.ndarray, np.ndarray],
+    weights: tuple[np.ndarray, np.ndarray],
+    results: Results,
+) -> None:
+    """Add by how much the mean of members is above that of others.
+
+    `weights`: of the bootstrap samples, (B, members) and (B, others).
+    """
+    samples = [w @ side / len(side) for w, side in zip(weights, sides)]
     low, high = interval(samples[0] - samples[1])
     results.add(
-        "nnaa_loss", candidate, found[0].mean() - found[1].mean(), ci_low=low,
-        ci_high=high, n=sum(len(side) for side in found),
+        name, candidate, sides[0].mean() - sides[1].mean(), ci_low=low, ci_high=high,
+        n=sum(len(side) for side in sides),
     )  # fmt: skip
 
 

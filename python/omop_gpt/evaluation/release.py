@@ -98,9 +98,9 @@ def measure_sequences(
     for folder in folders.values():
         if not any(folder.glob("*.parquet")):
             return
-        pattern = str(folder).replace("'", "''") + "/*.parquet"
-        query = f"select token_count from read_parquet('{pattern}')"
-        counts.append(np.asarray(con.execute(query).fetchnumpy()["token_count"]))
+        query = "select token_count from read_parquet(?)"
+        found = con.execute(query, [f"{folder}/*.parquet"]).fetchnumpy()
+        counts.append(np.asarray(found["token_count"]))
     size = len(counts[1])
     both = np.stack(
         [np.bincount(side, minlength=max(map(np.max, counts)) + 1) for side in counts]
@@ -117,8 +117,7 @@ def origin_of(con: duckdb.DuckDBPyConnection, source_folder: str) -> str:
     pattern = Path(source_folder) / "cdm_source" / "*.parquet"
     if not source_folder or not any(pattern.parent.glob("*.parquet")):
         return ""
-    quoted = str(pattern).replace("'", "''")
-    cursor = con.execute(f"from read_parquet('{quoted}') limit 1")
+    cursor = con.execute("from read_parquet(?) limit 1", [str(pattern)])
     row = cursor.fetchone() or ()
     told = dict(zip((column[0].lower() for column in cursor.description), row))
     text = " ".join(

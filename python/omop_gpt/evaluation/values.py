@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from omop_gpt.evaluation.results import Add
 
-LEAST_ROWS = 200  # numbers of a concept, on both sides
+LEAST_ROWS = 200  # numbers of a concept (or stays, events of a visit type), both sides
 LEAST_RANGE = 1_000  # numbers of the training, whose range is known
 RANGE = (0.0005, 0.9995)  # quantiles of the training that it reaches between
 FAR = 0.1  # Kolmogorov-Smirnov distance from which a concept's numbers are wrong
