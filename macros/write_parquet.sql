@@ -102,7 +102,8 @@
 {#-
     Write the timeline's tokens to <folder>/tokens/part-*.parquet, one file per part of
     int_persons_checked: each person is whole in one file. Python places, numbers and
-    names the tokens and writes the files: see omop_gpt.tokens.
+    names the tokens and writes the files, and a table of how often training has each:
+    see omop_gpt.tokens.
 -#}
 {% macro write_tokens(folder) %}
     {{ return(adapter.dispatch('write_tokens', 'omop_gpt')(folder)) }}
@@ -132,9 +133,21 @@
                 'token': 'select token as name' ~ of_vocabulary,
                 'kind': 'select kind as name' ~ of_vocabulary,
             },
+            'counts': counts_of_tokens(),
         }) %}
         {%- do read_files(table_folder) %}
     {%- endif %}
+{% endmacro %}
+
+{#- The table of how often training has each token; elsewhere a query counts them. -#}
+{% macro has_counts_of_tokens() %}
+    {{- return(target.type == 'duckdb' and var('timeline_folder') != '') }}
+{% endmacro %}
+
+{% macro counts_of_tokens() %}
+    {{- return(ref('int_vocabulary').incorporate(
+        path={'identifier': 'int_tokens_of_training'}
+    ) | string) }}
 {% endmacro %}
 
 {#- What Python looks up: the tokens of what steps and persons say. -#}

@@ -12,11 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from dbt.adapters.duckdb.plugins import BasePlugin
 
 from omop_gpt import histories
 from omop_gpt.histories import Language
+from omop_gpt.pack import arrow
 from omop_gpt.tokens import Words, write_tokens
 
 TOKENS_PER_BATCH = 1_000_000  # of some 100 bytes each, while their rows are read
@@ -52,22 +54,34 @@ class Plugin(BasePlugin):
         parts: dict[str, dict[str, str | None]],
         words: dict[str, str],
         names: dict[str, str],
+        counts: str,
     ) -> None:
-        """Write a file of tokens for each part."""
+        """Write a file of tokens for each part; to a table, how many training has."""
         known = Words.of({key: self.query(query) for key, query in words.items()})
         named = {
             key: self.query(query)["name"].combine_chunks()
             for key, query in names.items()
         }
 
-        def write(part: str) -> None:
+        def write(part: str) -> np.ndarray:
             tables = {
                 key: self.query(query) if query else None
                 for key, query in parts[part].items()
             }
-            write_tokens(known, **tables, names=named, path=folder / f"{part}.parquet")
+            return write_tokens(
+                known, **tables, names=named, path=folder / f"{part}.parquet"
+            )
 
-        self.side_by_side(write, parts)
+        train_count, train_persons = sum(self.side_by_side(write, parts))
+        counted = {
+            "token_id": arrow(np.arange(len(train_count), dtype=np.int32)),
+            "train_count": arrow(train_count),
+            "train_persons": arrow(train_persons),
+        }
+        cursor = self.connection.cursor()
+        cursor.register("counted", pa.table(counted))
+        cursor.execute(f"create or replace table {counts} as from counted")
+        cursor.unregister("counted")
 
     def fill(
         self,
@@ -106,10 +120,10 @@ class Plugin(BasePlugin):
             while waiting:
                 add(waiting.popleft().result())
 
-    def side_by_side(self, function: Any, items: Any) -> None:
+    def side_by_side(self, function: Any, items: Any) -> list[Any]:
         """Call a function for each item, as many at once as DuckDB has threads."""
         with ThreadPoolExecutor(self.threads()) as pool:
-            list(pool.map(function, items))
+            return list(pool.map(function, items))
 
     def threads(self) -> int:
         """Return how many threads DuckDB has."""

@@ -33,6 +33,7 @@ TOKENS = pa.schema(
     }
 )
 ROWS_PER_GROUP = 1_000_000
+TRAIN = 0  # of the splits
 STEPS_PER_PIECE = 100_000  # what is looked up of them stays in a processor's cache
 OPENS, EVENT, CLOSES = range(3)  # steps of a history
 MISSING = -1  # what the language cannot say
@@ -267,10 +268,10 @@ def write_tokens(
     earlier: pa.Table | None,
     names: Mapping[str, pa.Array],
     path: Path,
-) -> None:
-    """Write the tokens of whole persons to a file: TOKENS.
+) -> np.ndarray:
+    """Write the tokens of whole persons to a file (TOKENS).
 
-    `steps` and `persons` are what dbt's steps_of_part() and persons_of_part() ask for;
+    Returns what is counted() of training. `steps` and `persons` are what dbt's steps_of_part() and persons_of_part() ask for;
     `earlier`: person_id, split_order and token_id of other persons, each in order, that
     are taken over. `names`: of `split` by split_order, of `token` and `kind` by
     token_id.
@@ -322,6 +323,25 @@ def write_tokens(
             "position": "DELTA_BINARY_PACKED",
         },
     )
+    is_counted = (split_order == TRAIN) & ~is_unknown
+    return counted(person_id[is_counted], token_id[is_counted], len(names["token"]))
+
+
+def counted(person_id: np.ndarray, token_id: np.ndarray, size: int) -> np.ndarray:
+    """Count how often each token is there, and in how many persons: (2, size).
+
+    `person_id`, which ascends, and `token_id` (T,), of each position of histories.
+    """
+    counts = np.zeros((2, size), dtype=np.int64)
+    starts = np.append(positions(person_id)[0], len(person_id))
+    cuts = np.searchsorted(starts, np.arange(0, len(person_id), STEPS_PER_PIECE))
+    for first, last in pairwise(np.unique(np.append(starts[cuts], len(person_id)))):
+        of_piece, persons = token_id[first:last], person_id[first:last]
+        person = np.cumsum(np.diff(persons, prepend=persons[0]) != 0)
+        pairs = np.sort(person * size + of_piece)
+        of_pairs = pairs[np.diff(pairs, prepend=-1) > 0] % size
+        counts += [np.bincount(ids, minlength=size) for ids in (of_piece, of_pairs)]
+    return counts
 
 
 def order_of(person_id: np.ndarray, place: np.ndarray) -> np.ndarray | None:

@@ -214,6 +214,23 @@ def histories_of(rng: np.random.Generator, people: int) -> tuple[pa.Table, pa.Ta
     return steps, persons
 
 
+def test_tokens_of_training_are_counted(tmp_path, monkeypatch):
+    steps, persons = histories_of(np.random.default_rng(5), 50)
+    path = tmp_path / "tokens.parquet"
+    count, persons_count = write_tokens(WORDS, steps, persons, None, NAMES, path)
+    rows = pq.read_table(path).to_pylist()
+    is_counted = [row["split"] == "train" and row["token_id"] >= 0 for row in rows]
+    told = [row for row, counts in zip(rows, is_counted, strict=True) if counts]
+    assert 0 < len(told) < len(rows)
+    pairs = {(row["person_id"], row["token_id"]) for row in told}
+    for token_id in range(len(NAMES["token"])):
+        assert count[token_id] == sum(row["token_id"] == token_id for row in told)
+        assert persons_count[token_id] == sum(found == token_id for _, found in pairs)
+    monkeypatch.setattr(tokens, "STEPS_PER_PIECE", 7)
+    again = write_tokens(WORDS, steps, persons, None, NAMES, path)
+    assert again.tolist() == [count.tolist(), persons_count.tolist()]
+
+
 def write(steps: pa.Table, persons: pa.Table, folder: Path, earlier=None) -> bytes:
     """Return the bytes of the file of these histories."""
     path = folder / "tokens.parquet"

@@ -1,4 +1,5 @@
 -- One row per token, with its meaning and how often training has it.
+-- depends_on: {{ ref('tokens') }}
 with
 
 vocabulary as (
@@ -15,6 +16,15 @@ concepts as (
     group by 1
 
 ),
+
+{%- if has_counts_of_tokens() %}
+
+counts as (
+
+    select * from {{ counts_of_tokens() }}
+
+),
+{%- else %}
 
 person_tokens as (
 
@@ -38,6 +48,7 @@ counts as (
     group by 1
 
 ),
+{%- endif %}
 
 final as (
 
