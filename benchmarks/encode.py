@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PEER_TABLES = (
@@ -60,7 +61,8 @@ def measure(
                 resident += size
                 cpu[pid] = sum(map(int, stat.split()[11:13])) / tick
             peak = max(peak, resident)
-            time.sleep(1)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     return {

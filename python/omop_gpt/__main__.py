@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -149,6 +150,7 @@ def command() -> NoReturn:
     dbt leaves half a million objects. Python would take a second to clear them away.
     """
     code = main()
+    atexit._run_exitfuncs()
     with suppress(OSError):  # nobody reads it
         logging.shutdown()
         sys.stdout.flush()

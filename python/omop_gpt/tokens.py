@@ -271,10 +271,10 @@ def write_tokens(
 ) -> np.ndarray:
     """Write the tokens of whole persons to a file (TOKENS).
 
-    Returns what is counted() of training. `steps` and `persons` are what dbt's steps_of_part() and persons_of_part() ask for;
-    `earlier`: person_id, split_order and token_id of other persons, each in order, that
-    are taken over. `names`: of `split` by split_order, of `token` and `kind` by
-    token_id.
+    Returns what is counted() of training. `steps` and `persons` are what dbt's
+    steps_of_part() and persons_of_part() ask for; `earlier`: person_id, split_order and
+    token_id of other persons, each in order, that are taken over. `names`: of `split`
+    by split_order, of `token` and `kind` by token_id.
     """
     order = order_of(numbers(steps["person_id"]), numbers(steps["step_order"]))
     if order is not None:
