@@ -11,6 +11,14 @@ import pytest
 from conftest import make_model, random_history
 from omop_gpt.evaluation import rollouts, utility
 from omop_gpt.evaluation.auroc import person_weights
+from omop_gpt.evaluation.incidence import (
+    DEATH,
+    LEFT_OUT,
+    NOTHING,
+    OUTCOME,
+    aalen_johansen,
+    concordance,
+)
 from omop_gpt.evaluation.results import PROFILES, Results
 from omop_gpt.evaluation.rollouts import (
     ENDED,
@@ -19,6 +27,8 @@ from omop_gpt.evaluation.rollouts import (
     TRUE,
     Case,
     Outcome,
+    Rolled,
+    first_come,
     judged,
     risks_of,
 )
@@ -30,22 +40,27 @@ from sklearn.metrics import roc_auc_score
 from test_packing import write_split
 from test_sample import save_model
 
-PROFILE = replace(PROFILES["standard"], rollouts=12, rollout_persons=30, bootstraps=20)
+PROFILE = replace(PROFILES["full"], rollouts=12, rollout_persons=30, bootstraps=20)
 INDEX = day_of("2005-03-02")  # 60 days into the year
 CASES = [
-    # what follows: days and tokens; and what comes of it in 30 days
-    ("30 visit:9201", "TRUE"),  # on the last day
-    ("31 visit:9201", "FALSE"),  # a day later: followed, and not seen
-    ("5 visit:9202 condition:320128", "ENDED"),  # the record is too short to say
-    ("5 visit:9201", "ENDED"),  # and would not be asked of, like a real one
-    ("5 visit:9202 30 visit:9201", "FALSE"),
-    ("5 visit:9202 25 visit:9201", "TRUE"),
-    ("5 visit:9201 90 visit:9202", "TRUE"),
-    ("5 visit:9202 30", "FALSE"),  # cut off beyond the horizon
-    ("10 [DEATH]", "FALSE"),  # death came first
-    ("5 visit:9201 9 [DEATH]", "TRUE"),
-    ("400 [DEATH]", "FALSE"),
-    ("", "ENDED"),
+    # what follows: days and tokens; what comes of it in 30 days; what first, and when
+    ("30 visit:9201", "TRUE", (30, OUTCOME)),  # on the last day
+    ("31 visit:9201", "FALSE", (30, NOTHING)),  # a day later: followed, and not seen
+    # the record is too short to say
+    ("5 visit:9202 condition:320128", "ENDED", (5, NOTHING)),
+    (
+        "5 visit:9201",
+        "ENDED",
+        (5, OUTCOME),
+    ),  # and would not be asked of, like a real one
+    ("5 visit:9202 30 visit:9201", "FALSE", (30, NOTHING)),
+    ("5 visit:9202 25 visit:9201", "TRUE", (30, OUTCOME)),
+    ("5 visit:9201 7 visit:9201 90 visit:9202", "TRUE", (5, OUTCOME)),
+    ("5 visit:9202 30", "FALSE", (30, NOTHING)),  # cut off beyond the horizon
+    ("10 [DEATH]", "FALSE", (10, DEATH)),  # death came first
+    ("5 visit:9201 9 [DEATH]", "TRUE", (5, OUTCOME)),
+    ("400 [DEATH]", "FALSE", (30, NOTHING)),
+    ("", "ENDED", (0, NOTHING)),
 ]
 
 
@@ -73,9 +88,10 @@ def judge(grammar: Grammar, asked: Outcome, text: str, *, is_stopped: bool = Fal
     return judged(grammar, asked, INDEX, history, is_stopped=is_stopped)
 
 
-@pytest.mark.parametrize(("text", "expected"), CASES)
-def test_an_admission_by_the_horizon(grammar, text, expected):
+@pytest.mark.parametrize(("text", "expected", "came"), CASES)
+def test_an_admission_by_the_horizon(grammar, text, expected, came):
     asked = outcome(grammar, "visit:9201")
+    assert first_come(grammar, asked, INDEX, write_history(grammar, text)) == came
     assert judge(grammar, asked, text) == getattr(rollouts, expected)
     # what had to end for want of tokens says nothing, whatever it has
     assert judge(grammar, asked, text, is_stopped=True) == STOPPED
@@ -91,6 +107,10 @@ def test_death_is_foretold_as_another_outcome(grammar):
         ("5 visit:9202", ENDED),
     ):
         assert judge(grammar, asked, text) == expected, text
+    assert first_come(grammar, asked, INDEX, write_history(grammar, "10 [DEATH]")) == (
+        10,
+        OUTCOME,
+    )
 
 
 def test_of_survivors_those_who_die_before_are_not_asked(grammar):
@@ -226,9 +246,10 @@ def test_cases_are_the_first_persons_up_to_their_day(world, grammar):
             history, day = np.array(world.histories[person]), world.days[person]
             stop = known_until(history, grammar, day)
             if stop > PROMPT_TOKENS and day < grammar.last_day:
-                expected.append((person, place, history[:stop].tolist(), day))
+                came = first_come(grammar, outcomes[task], day, history)
+                expected.append((person, place, history[:stop].tolist(), day, came))
         assert expected == [
-            (one.person_id, one.place, one.known.tolist(), one.index_day)
+            (one.person_id, one.place, one.known.tolist(), one.index_day, one.came)
             for one in some
         ]
         assert len(some) > 5
@@ -302,25 +323,39 @@ def test_risks_are_held_against_what_is_learnt(world):
     cases, found = {}, {}
     for task in ("admit", "sick"):
         labels = reference.test[task].labels
-        cases[task] = [Case(n, np.empty(0), 0, place) for n, place in
-                       enumerate(rng.permutation(60)[:40].tolist())]  # fmt: skip
+        cases[task] = [
+            Case(
+                n, np.empty(0), 0, place,
+                (int(rng.integers(1, 50)), int(rng.choice([OUTCOME, DEATH])))
+                if labels[place] else (50, NOTHING),
+            )
+            for n, place in enumerate(rng.permutation(60)[:40].tolist())
+        ]  # fmt: skip
         chance = np.array([0.4 + 0.1 * labels[case.place] for case in cases[task]])
-        found[task] = (rng.random((40, 20)) < chance[:, None]).astype(int)
-        found[task][rng.random((40, 20)) < 0.1] = ENDED
-        found[task][rng.random((40, 20)) < 0.05] = STOPPED
-    found["sick"][3] = ENDED  # of whom nothing can be said
+        fates = (rng.random((40, 20)) < chance[:, None]).astype(int)
+        fates[rng.random((40, 20)) < 0.1] = ENDED
+        fates[rng.random((40, 20)) < 0.05] = STOPPED
+        days = rng.integers(1, 50, (40, 20))
+        # some of those without the outcome die, and others are followed to the end
+        came = np.where(fates == TRUE, OUTCOME, rng.choice([NOTHING, DEATH], (40, 20)))
+        came[fates == STOPPED] = NOTHING
+        days[(fates == FALSE) & (came == NOTHING)] = 50
+        found[task] = Rolled(fates, days, came)
+    found["sick"].fates[3] = ENDED  # of whom nothing can be said
     results = Results()
-    rollouts.add_forecasts(reference, cases, found, results)
+    horizons = dict.fromkeys(cases, 50)
+    rollouts.add_forecasts(reference, cases, found, horizons, results)
     value = {(m.name, m.stratum): m for m in results.metrics}
-    gaps, errors = [], []
+    gaps, errors, distances = [], [], []
     for task in cases:
+        fates = found[task].fates
         kept = [n for n in range(40) if (task, n) != ("sick", 3)]
         places = [cases[task][n].place for n in kept]
         truth = reference.test[task].labels[places]
         risk = np.array(
             [
                 sum(fate == TRUE for fate in row) / sum(fate < ENDED for fate in row)
-                for row in found[task][kept]
+                for row in fates[kept]
             ]
         )
         area = value["zero_shot_auroc", task]
@@ -339,7 +374,7 @@ def test_risks_are_held_against_what_is_learnt(world):
         assert points[-1]["zero_shot"] == area.value
         first = [
             sum(fate == TRUE for fate in row) / sum(fate < ENDED for fate in row)
-            for row in found[task][kept, :10]
+            for row in fates[kept, :10]
         ]
         assert points[0]["zero_shot"] == pytest.approx(roc_auc_score(truth, first))
         assert points[0]["logistic"] == pytest.approx(rival)
@@ -348,13 +383,39 @@ def test_risks_are_held_against_what_is_learnt(world):
         assert points[0]["boosting"] == pytest.approx(rival)
         gap = value["zero_shot_gap_to_boosting", task].value
         assert gap == pytest.approx(area.value - rival)
-        assert value["zero_shot_ended", task].value == (found[task] == ENDED).mean()
+        assert value["zero_shot_ended", task].value == (fates == ENDED).mean()
+        # days: those who ended do not count, those who were stopped up to there
+        days, came = np.array([cases[task][n].came for n in kept]).T
+        observed = [((came == OUTCOME) & (days <= day)).mean() for day in range(51)]
+        foretold = aalen_johansen(
+            found[task].days[kept],
+            np.where(fates[kept] == ENDED, LEFT_OUT, found[task].came[kept]),
+            50,
+        )[0]
+        distances.append(np.abs(foretold - observed).max())
+        distance = value["zero_shot_incidence_gap", task]
+        assert distance.value == pytest.approx(distances[-1])
+        assert distance.ci_low < distance.value < distance.ci_high
+        points = [r for r in results.curves["zero_shot_incidence"] if r["task"] == task]
+        assert [row["day"] for row in points][:: len(points) - 1] == [0, 50]
+        assert [row["observed"] for row in points] == pytest.approx(
+            [observed[row["day"]] for row in points]
+        )
+        assert points[-1]["foretold"] == pytest.approx(foretold[50])
+        waits = [
+            np.mean([d if f == TRUE else 50 for d, f in zip(*row) if f < ENDED])
+            for row in zip(found[task].days[kept], fates[kept])
+        ]
+        order = concordance(days, came, np.array(waits))[0]
+        assert value["zero_shot_concordance", task].value == pytest.approx(order)
     assert value["zero_shot_gap", "all"].value == pytest.approx(np.mean(gaps))
+    distance = value["zero_shot_incidence_gap", "all"].value
+    assert distance == pytest.approx(np.mean(distances))
     # too many of one task do not make up for too few of another
     error = value["zero_shot_oe_error", "all"]
     assert error.value == pytest.approx(np.mean(errors))
     assert error.ci_low < error.value < error.ci_high
-    every = np.concatenate([found[task].ravel() for task in found])
+    every = np.concatenate([found[task].fates.ravel() for task in found])
     assert value["zero_shot_stopped", "all"].value == (every == STOPPED).mean()
 
 

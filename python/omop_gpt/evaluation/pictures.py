@@ -504,6 +504,33 @@ def draw_zero_shot(source: Source) -> Figure | None:
     return figure
 
 
+def draw_zero_shot_incidence(source: Source) -> Figure | None:
+    """Who has an outcome by a day: real persons, and as the model foretold of them."""
+    rows = [
+        row
+        for row in source.curve("zero_shot_incidence", SYNTHETIC)
+        if row["persons"] >= SMALL_CELL
+    ]
+    tasks = list(dict.fromkeys(row["task"] for row in rows))[:8]
+    if not tasks:
+        return None
+    figure, axes = small_multiples(len(tasks), 2.3)
+    for axis, task in zip(axes, tasks):
+        points = [row for row in rows if row["task"] == task]
+        days = [row["day"] for row in points]
+        for name, label, color in (
+            ("observed", "real persons", COLORS[HOLDOUT]),
+            ("foretold", "foretold of them", COLORS[SYNTHETIC]),
+        ):
+            shares = [row[name] for row in points]
+            axis.step(days, shares, where="post", color=color, label=label)
+        axis.set_title(task_name(task, source.names), fontsize=8)
+    axes[0].legend(fontsize=6)
+    figure.supxlabel("days from the day that is looked ahead from", fontsize=8)
+    figure.supylabel("share with the outcome", fontsize=8)
+    return figure
+
+
 def draw_gaps(source: Source) -> Figure | None:
     """Days between visits, with the days that people agree on."""
     if "gaps" not in source.tables:
@@ -1008,6 +1035,13 @@ PICTURES: tuple[tuple[str, str, Draw, str], ...] = (
         "Calibration of the model itself",
         draw_zero_shot_calibration,
         "Share of roll-outs in which it came across, what came up; the line is right.",
+    ),
+    (
+        "Use",
+        "When it comes",
+        draw_zero_shot_incidence,
+        "Real persons of a task with the outcome by each day, and as many as the model "
+        "foretold of them: both lines should be one.",
     ),
     (
         "Privacy",

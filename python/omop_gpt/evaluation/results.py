@@ -123,7 +123,7 @@ PROFILES = {
         bootstraps=200,
         discriminator_persons=10_000,
         reads_histories=False,
-        rollouts=20,
+        rollouts=0,
         rollout_persons=200,
     ),
     "full": Profile(

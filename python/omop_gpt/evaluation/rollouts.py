@@ -20,6 +20,14 @@ from tqdm import tqdm
 
 from omop_gpt.evaluation.auroc import auroc
 from omop_gpt.evaluation.cohorts import HOLDOUT, SYNTHETIC
+from omop_gpt.evaluation.incidence import (
+    DEATH,
+    LEFT_OUT,
+    NOTHING,
+    OUTCOME,
+    aalen_johansen,
+    concordance,
+)
 from omop_gpt.evaluation.results import Profile, Results
 from omop_gpt.evaluation.utility import (
     MODELS,
@@ -47,6 +55,7 @@ DRAWN = (
 )  # fmt: skip
 # what comes of a roll-out
 FALSE, TRUE, ENDED, STOPPED = 0, 1, 2, 3
+POINTS = 30  # days that curves of incidence are drawn at
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,26 @@ class Case:
     known: np.ndarray  # (T,) token ids
     index_day: int  # days since 1970-01-01
     place: int  # among the task's rows of the holdout
+    came: tuple[int, int]  # what first_come() says, of the rest of the history
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """What came of the roll-outs of some cases, k of each.
+
+    `fates` (P, k): whether each is TRUE or FALSE, or does not count. `days`, `came`
+    (P, k): what first_come() says.
+    """
+
+    fates: np.ndarray
+    days: np.ndarray
+    came: np.ndarray
+
+    def split(self, sizes: Sequence[int]) -> list[Rolled]:
+        """Take the cases apart, so many each time."""
+        ends = np.cumsum(sizes)[:-1]
+        parts = (np.split(x, ends) for x in (self.fates, self.days, self.came))
+        return [Rolled(*some) for some in zip(*parts, strict=True)]
 
 
 def measure_rollouts(
@@ -80,10 +109,12 @@ def measure_rollouts(
 
     Strata are tasks, or all of them. Adds zero_shot_auroc, zero_shot_gap (less that of
     logistic regression), zero_shot_oe (cases observed over expected; 1 is right) and
-    zero_shot_oe_error (absolute logarithm of it); zero_shot_stopped and
-    zero_shot_ended, shares of roll-outs that do not count, for want of tokens and as
-    their record ends before the horizon; and curves zero_shot_auroc,
-    zero_shot_calibration.
+    zero_shot_oe_error (absolute logarithm of it); zero_shot_incidence_gap (largest
+    distance between the shares that have the outcome by a day) and
+    zero_shot_concordance (whether it comes first to whom it was foretold first);
+    zero_shot_stopped and zero_shot_ended, shares of roll-outs that do not count, for
+    want of tokens and as their record ends before the horizon; and curves
+    zero_shot_auroc, zero_shot_calibration, zero_shot_incidence.
     """
     if not profile.rollouts:
         return
@@ -96,7 +127,8 @@ def measure_rollouts(
         results.add("zero_shot_oe_error", SYNTHETIC, np.nan)
         return
     asked = [(task, case) for task, some in cases.items() for case in some]
-    found = np.full((len(asked), profile.rollouts), STOPPED)
+    size = len(asked), profile.rollouts
+    found = Rolled(*(np.full(size, nothing) for nothing in (STOPPED, 0, NOTHING)))
     settings = release_settings(synthetic_folder)
     spans = [
         (case.index_day + 1, case.index_day + outcomes[task].horizon)
@@ -105,15 +137,21 @@ def measure_rollouts(
     rollouts = roll_out(
         model_folder, grammar, [case for _, case in asked], spans, settings, profile
     )
-    for sampled in tqdm(rollouts, total=found.size, unit=" roll-outs", mininterval=2):
+    for sampled in tqdm(
+        rollouts, total=found.fates.size, unit=" roll-outs", mininterval=2
+    ):
         number, rollout = divmod(sampled.patient, profile.rollouts)
         task, case = asked[number]
-        found[number, rollout] = judged(
-            grammar, outcomes[task], case.index_day, sampled.token_ids,
-            is_stopped=sampled.ended_by_limit,
-        )  # fmt: skip
-    ends = np.cumsum([len(some) for some in cases.values()])[:-1]
-    add_forecasts(reference, cases, dict(zip(cases, np.split(found, ends))), results)
+        asked_for = grammar, outcomes[task], case.index_day, sampled.token_ids
+        found.fates[number, rollout] = judged(
+            *asked_for, is_stopped=sampled.ended_by_limit
+        )
+        found.days[number, rollout], found.came[number, rollout] = first_come(
+            *asked_for
+        )
+    parts = found.split([len(some) for some in cases.values()])
+    horizons = {task: outcomes[task].horizon for task in cases}
+    add_forecasts(reference, cases, dict(zip(cases, parts)), horizons, results)
 
 
 def read_outcomes(
@@ -176,7 +214,9 @@ def read_cases(
             day = days[task, person_id]
             stop = known_until(history, grammar, day)
             if stop > PROMPT_TOKENS and day < grammar.last_day:
-                case = Case(person_id, history[:stop].astype(np.int64), day, place)
+                came = first_come(grammar, outcomes[task], day, history)
+                known = history[:stop].astype(np.int64)
+                case = Case(person_id, known, day, place, came)
                 cases.setdefault(task, []).append(case)
     return {
         task: sorted(cases[task], key=lambda case: case.place) for task in sorted(cases)
@@ -257,6 +297,23 @@ def judged(
     return int((outcome.tokens[token_ids] & (days > index_day) & (days <= until)).any())
 
 
+def first_come(
+    grammar: Grammar, outcome: Outcome, index_day: int, token_ids: np.ndarray
+) -> tuple[int, int]:
+    """Return what came first after the index day, as (days, came).
+
+    `came`: OUTCOME, or DEATH, or NOTHING by the horizon, or by the last day of the
+    record, where that is earlier.
+    """
+    days = grammar.cursor(token_ids) - index_day
+    is_ahead = (days > 0) & (days <= outcome.horizon)
+    for came, tokens in ((OUTCOME, outcome.tokens), (DEATH, grammar.has_kind("death"))):
+        at = days[tokens[token_ids] & is_ahead]
+        if len(at):
+            return int(at[0]), came
+    return int(np.clip(days.max(), 0, outcome.horizon)), NOTHING
+
+
 def risks_of(found: np.ndarray) -> np.ndarray:
     """Share of roll-outs that come true, of those that count: (P, k) -> (P,).
 
@@ -270,19 +327,21 @@ def risks_of(found: np.ndarray) -> np.ndarray:
 def add_forecasts(
     reference: Reference,
     cases: Mapping[str, Sequence[Case]],
-    found: Mapping[str, np.ndarray],
+    found: Mapping[str, Rolled],
+    horizons: Mapping[str, int],
     results: Results,
 ) -> None:
     """Add how good the risks are, beside what is learnt from the training.
 
-    `found`: what came of the roll-outs of each task's cases, (P, rollouts). Persons of
-    whom none of the first roll-outs counts are left out of all comparisons.
+    `found`: what came of the roll-outs of each task's cases. Persons of whom none of
+    the first roll-outs counts are left out of all comparisons.
     """
-    gaps, errors = [], []
+    gaps, errors, distances = [], [], []
     for task, some in cases.items():
-        rollouts = found[task].shape[1]
+        fates = found[task].fates
+        rollouts = fates.shape[1]
         sizes = [size for size in SIZES if size < rollouts] + [rollouts]
-        risks = {size: risks_of(found[task][:, :size]) for size in sizes}
+        risks = {size: risks_of(fates[:, :size]) for size in sizes}
         kept = np.isfinite(risks[sizes[0]])
         places = np.array([case.place for case in some])[kept]
         test = reference.test[task]
@@ -325,7 +384,7 @@ def add_forecasts(
         add(results, "zero_shot_oe_error", SYNTHETIC, errors[-1], task, len(truth))
         for name, fate in (("stopped", STOPPED), ("ended", ENDED)):
             results.add(
-                f"zero_shot_{name}", SYNTHETIC, (found[task] == fate).mean(),
+                f"zero_shot_{name}", SYNTHETIC, (fates == fate).mean(),
                 stratum=task, n=len(some),
             )  # fmt: skip
         results.draw(
@@ -335,15 +394,66 @@ def add_forecasts(
                 for row in calibration(truth[:, None], risk[:, None])
             ],
         )
+        came = np.array([case.came for case in some])[kept].T
+        distances.append(
+            add_times(task, came, found[task], kept, horizons[task], weights, results)
+        )
     persons = len({case.person_id for some in cases.values() for case in some})
+    distance = np.mean(distances, axis=0)
+    add(results, "zero_shot_incidence_gap", SYNTHETIC, distance, "all", persons)
     add(results, "zero_shot_gap", SYNTHETIC, np.mean(gaps, axis=0), "all", persons)
     # not of all tasks together: too many of one would make up for too few of another
     known = [error for error in errors if np.isfinite(error[0])]
     mean = np.mean(known, axis=0) if known else np.full(1, np.nan)
     add(results, "zero_shot_oe_error", SYNTHETIC, mean, "all", persons)
-    every = np.concatenate([rows.ravel() for rows in found.values()])
+    every = np.concatenate([rolled.fates.ravel() for rolled in found.values()])
     for name, fate in (("stopped", STOPPED), ("ended", ENDED)):
         results.add(f"zero_shot_{name}", SYNTHETIC, (every == fate).mean(), n=persons)
+
+
+def add_times(
+    task: str,
+    came: np.ndarray,
+    rolled: Rolled,
+    kept: np.ndarray,
+    horizon: int,
+    weights: np.ndarray,
+    results: Results,
+) -> np.ndarray:
+    """Add how well the days of a task's outcome are foretold.
+
+    `came`: (2, P), of the persons that are `kept`. Returns the largest distance between
+    the shares that have the outcome, of each bootstrap sample (B,). A roll-out that was
+    stopped is followed up to there; one that ended does not count.
+    """
+    fates = rolled.fates[kept]
+    of_rollouts = np.where(fates == ENDED, LEFT_OUT, rolled.came[kept])
+    foretold = aalen_johansen(rolled.days[kept], of_rollouts, horizon, weights)
+    days, what = came
+    observed = aalen_johansen(days[:, None], what[:, None], horizon, weights)
+    distance = np.nanmax(np.abs(foretold - observed), axis=1)
+    add(results, "zero_shot_incidence_gap", SYNTHETIC, distance, task, len(days))
+    # days without the outcome, up to the horizon: who dies does not have it
+    counted = fates < ENDED
+    waits = np.where(fates == TRUE, rolled.days[kept], horizon)
+    wait = (waits * counted).sum(axis=1) / counted.sum(axis=1)
+    order = concordance(days, what, wait, weights)
+    add(results, "zero_shot_concordance", SYNTHETIC, order, task, len(days))
+    results.draw(
+        "zero_shot_incidence",
+        [
+            {
+                "cohort": SYNTHETIC,
+                "task": task,
+                "day": day,
+                "observed": float(observed[0, day]),
+                "foretold": float(foretold[0, day]),
+                "persons": len(days),
+            }
+            for day in np.unique(np.linspace(0, horizon, POINTS).astype(int)).tolist()
+        ],
+    )
+    return distance
 
 
 def ratio(observed: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -54,6 +54,7 @@ COUNTS_OF_REAL = {
     "measured_cooccurrence": ("persons_holdout",),
     "measured_utility_calibration": ("persons",),
     "measured_zero_shot_calibration": ("persons",),
+    "measured_zero_shot_incidence": ("persons",),
     "temporal_concepts": ("persons",),
     "treated_conditions": ("persons",),
 }
