@@ -61,6 +61,9 @@ COLUMNS = {
         "unit_concept_id": "bigint",
     },
 }
+# a class of two drugs, one of which is of another, too; the others are their own
+CLASSES = {drug: (drug,) for drug in DRUGS}
+CLASSES |= {DRUGS[0]: (21600001,), DRUGS[1]: (21600001, 21600002)}
 BANDS = {1: "1", 2: "2", **dict.fromkeys((3, 4, 5), "3-5")}
 BANDS |= dict.fromkeys(range(6, 11), "6-10")
 LAGS = (1, 2, 5, 10, 20)
@@ -162,6 +165,15 @@ def con(rows, tmp_path_factory):
             made.execute(
                 f"create table evaluation_private.{name} as select {types} from frame"
             )
+        made.execute(
+            "create table evaluation_private.concept_families "
+            "(source_table varchar, concept_id bigint, family_concept_id bigint)"
+        )
+        made.executemany(
+            "insert into evaluation_private.concept_families values "
+            "('drug_exposure', ?, ?)",
+            [(drug, family) for drug, some in CLASSES.items() for family in some],
+        )
         made.execute(
             "insert into evaluation_private.persons by name "
             "select 'many' as cohort, unnest(range(30000)) as person_id"
@@ -829,13 +841,16 @@ def test_pathways_are_the_first_drugs_that_follow(found, con, onsets):
             for first in onsets[cohort].values():
                 if concept not in first:
                     continue
+                begun: dict = {}
+                for drug, classes in CLASSES.items():
+                    for one in classes if drug in first else ():
+                        begun[one] = min(first[drug][0], begun.get(one, first[drug][0]))
                 begun = sorted(
-                    (first[drug][0], drug)
-                    for drug in DRUGS
-                    if drug in first
-                    and 0 <= (first[drug][0] - first[concept][0]).days <= 365
+                    (day, one)
+                    for one, day in begun.items()
+                    if 0 <= (day - first[concept][0]).days <= 365
                 )
-                paths[cohort].append(tuple(drug for _, drug in begun[:3]))
+                paths[cohort].append(tuple(one for _, one in begun[:3]))
         if min(map(len, paths.values())) < 100:
             continue
         counts = Counter(paths["holdout"])

@@ -37,6 +37,8 @@ PROFILE = replace(
     PROFILES["standard"], bootstraps=60, discriminator_persons=900, reads_histories=True
 )
 RISK, CHRONIC, ACUTE = 77, 320128, (11, 12, 13, 14, 15)
+KIND_OF_IT = 4262182  # a descendant of the chronic condition
+FAMILIES = {CHRONIC: (CHRONIC, KIND_OF_IT), KIND_OF_IT: (KIND_OF_IT,)}
 START = date(2000, 1, 1)
 
 
@@ -61,7 +63,8 @@ def make_patients(cohort: str, count: int, seed: int) -> dict[str, list[tuple]]:
                 codes.append(("measurement", RISK))
             is_ill |= rng.random() < (0.12 if is_risky else 0.01)
             if is_ill:
-                codes.append(("condition_occurrence", CHRONIC))
+                code = CHRONIC if rng.random() < 0.6 else KIND_OF_IT
+                codes.append(("condition_occurrence", code))
             for table, code in codes:
                 rows["events"].append(
                     (cohort, person_id, order, table, code, visit[0], None, None)
@@ -100,6 +103,9 @@ def con(tmp_path_factory):
                 cohort text, person_id bigint, visit_order int, source_table text,
                 concept_id bigint, event_date date, value_as_number double,
                 unit_concept_id bigint
+            );
+            create table evaluation_private.concept_families (
+                source_table text, concept_id bigint, family_concept_id bigint
             )
             """
         )
@@ -118,6 +124,11 @@ def con(tmp_path_factory):
                 frame = pd.DataFrame(some, columns=columns, dtype=object)
                 con.register("frame", frame)
                 con.execute(f"insert into evaluation_private.{table} from frame")
+        con.executemany(
+            "insert into evaluation_private.concept_families values "
+            "('condition_occurrence', ?, ?)",
+            [(one, family) for family, some in FAMILIES.items() for one in some],
+        )
     done = subprocess.run(
         [
             sys.executable, "-m", "dbt.cli.main", "run", "--select",
@@ -263,7 +274,7 @@ def answers(task: str, person: dict) -> dict[date, int]:
                 day
                 for day, table, concept, _ in person["events"]
                 if table == "condition_occurrence"
-                and concept == int(task.removeprefix("incident_"))
+                and concept in FAMILIES[int(task.removeprefix("incident_"))]
             ),
             default=None,
         )
@@ -311,7 +322,7 @@ def test_labels_are_what_comes_true(con, cohort):
     persons = histories(con, cohort)
     tasks = [
         "readmit30", "admit180", "mortality365", "next_visit_type", "los_over_3",
-        f"incident_{CHRONIC}",
+        *(f"incident_{concept}" for concept in FAMILIES),
     ]  # fmt: skip
     for task in tasks:
         expected = {
@@ -367,8 +378,27 @@ def test_prevalence_counts_the_labels(con):
 
 def test_the_chronic_condition_is_found(con):
     assert con.execute(
-        "select concept_id from evaluation.incident_conditions"
-    ).fetchall() == [(CHRONIC,)]
+        "select concept_id, person_count from evaluation.incident_conditions "
+        "order by condition_order"
+    ).fetchall() == [
+        (
+            concept,
+            sum(
+                any(told in kinds for _, _, told, _ in person["events"])
+                for person in histories(con, "train").values()
+            ),
+        )
+        for concept, kinds in FAMILIES.items()
+    ]
+    # and a roll-out has it where one of its kinds comes up
+    assert con.execute(
+        "select task, concept_id from evaluation.task_outcomes "
+        "where source_table = 'condition_occurrence' order by all"
+    ).fetchall() == sorted(
+        (f"incident_{concept}", kind)
+        for concept, kinds in FAMILIES.items()
+        for kind in kinds
+    )
 
 
 def test_summaries_are_those_of_the_histories(con):

@@ -15,6 +15,11 @@ poses as synthetic, and `calibration`, which tells how hard a target is to find.
 Synthetic ones are cohort `synthetic`; further sets of the same model and other seeds
 are `synthetic_2`, `synthetic_3` and so on.
 Ages are whole years, from the year of birth: a sequence tells no more.
+
+A fourth table, concept_families (source_table, concept_id, family_concept_id), tells as
+what a condition or a drug counts, too, where vocabulary tables lie beside the synthetic
+ones: a condition as each of its ancestors that somebody has; a drug as its classes of
+the third ATC level, else its ingredients, else itself.
 """
 
 from __future__ import annotations
@@ -45,6 +50,7 @@ EVENT_COLUMNS = {
     "device_exposure": ("device_concept_id", "device_exposure_start_date"),
 }
 WITH_VALUES = ("measurement", "observation")
+DRUG_CLASSES = ("ATC 3rd", "Ingredient")  # what drugs count as, the first that is there
 
 
 def names_of(sets: int) -> list[str]:
@@ -57,7 +63,7 @@ def make_cohorts(
     real_folder: Path,
     synthetic_folders: Sequence[Path],
 ) -> None:
-    """Make the three tables of the timeline in `real_folder` and CDMs' Parquet files.
+    """Make the tables of the timeline in `real_folder` and CDMs' Parquet files.
 
     Raises InputError where a table that is needed is missing or cannot be read.
     """
@@ -69,6 +75,8 @@ def make_cohorts(
     ):
         for table, query in synthetic_queries(folder, cohort).items():
             con.execute(f"insert into {SCHEMA}.{table} by name {query}")
+    families = families_query(synthetic_folders[0])
+    con.execute(f"create or replace table {SCHEMA}.concept_families as {families}")
 
 
 def real_queries(folder: Path) -> dict[str, str]:
@@ -189,6 +197,68 @@ def synthetic_queries(folder: Path, cohort: str = SYNTHETIC) -> dict[str, str]:
             from ({" union all by name ".join(events)})
         """,
     }
+
+
+def families_query(folder: Path) -> str:
+    """Write the query of concept_families, over a CDM's vocabulary tables."""
+    ancestors, concepts = (
+        files_of(folder, "concept_ancestor"),
+        files_of(folder, "concept"),
+    )
+    related = (
+        f"""
+        select
+            cast(descendant_concept_id as bigint) as concept_id,
+            cast(ancestor_concept_id as bigint) as family_concept_id
+        from {parquet(ancestors)}
+        """
+        if ancestors
+        else "select null::bigint as concept_id, 0 as family_concept_id where false"
+    )
+    classes = (
+        f"""
+        select
+            cast(concept_id as bigint) as family_concept_id,
+            list_position({list(DRUG_CLASSES)}, concept_class_id) as class_order
+        from {parquet(concepts)}
+        where concept_class_id in {DRUG_CLASSES}
+        """
+        if concepts
+        else "select null::bigint as family_concept_id, 0 as class_order where false"
+    )
+    return f"""
+        with used as (
+            select distinct source_table, concept_id from {SCHEMA}.events
+            where source_table in ('condition_occurrence', 'drug_exposure')
+        ),
+        related as ({related}),
+        found as (
+            select used.source_table, concept_id, family_concept_id
+            from used inner join related using (concept_id)
+            where
+                source_table = 'condition_occurrence'
+                and family_concept_id in (
+                    select concept_id from used
+                    where source_table = 'condition_occurrence'
+                )
+            union
+            select source_table, concept_id, family_concept_id
+            from used
+            inner join related using (concept_id)
+            inner join ({classes}) using (family_concept_id)
+            where source_table = 'drug_exposure'
+            qualify class_order = min(class_order) over (partition by concept_id)
+        )
+        from found
+        union
+        select source_table, concept_id, concept_id
+        from used
+        where
+            source_table = 'condition_occurrence'
+            or concept_id not in (
+                select concept_id from found where source_table = 'drug_exposure'
+            )
+        """
 
 
 def files_of(folder: Path, table: str) -> list[Path]:

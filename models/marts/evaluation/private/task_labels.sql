@@ -63,8 +63,12 @@ onsets as (
         conditions.condition_order,
         min(events.event_date) as onset_date
     from {{ source('cohorts', 'events') }} as events
+    inner join {{ source('cohorts', 'concept_families') }} as families
+        on
+            events.source_table = families.source_table
+            and events.concept_id = families.concept_id
     inner join {{ ref('incident_conditions') }} as conditions
-        on events.concept_id = conditions.concept_id
+        on families.family_concept_id = conditions.concept_id
     where events.source_table = 'condition_occurrence'
     group by 1, 2, 3
 

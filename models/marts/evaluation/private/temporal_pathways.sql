@@ -1,5 +1,5 @@
--- One row per person and treated condition: the first three drugs that are started in
--- the year from its first occurrence on, in their order.
+-- One row per person and treated condition: the first three classes of drugs that are
+-- started in the year from its first occurrence on, in their order.
 with
 
 conditions as (
@@ -19,12 +19,17 @@ drugs as (
 
     select
         onsets.person_number,
-        onsets.onset_date,
-        concepts.concept_id
+        families.family_concept_id as concept_id,
+        min(onsets.onset_date) as onset_date
     from {{ ref('temporal_onsets') }} as onsets
     inner join {{ ref('temporal_concepts') }} as concepts
         on onsets.concept_number = concepts.concept_number
+    inner join {{ source('cohorts', 'concept_families') }} as families
+        on
+            concepts.source_table = families.source_table
+            and concepts.concept_id = families.concept_id
     where concepts.source_table = 'drug_exposure'
+    group by 1, 2
 
 ),
 

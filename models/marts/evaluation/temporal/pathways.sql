@@ -1,5 +1,5 @@
--- One row per cohort, treated condition and sequence of drugs: who follow it. Sequences
--- are the twenty most frequent of the holdout; all others are one: 'other'.
+-- One row per cohort, treated condition and sequence of drug classes: who follow it.
+-- Sequences are the twenty most frequent of the holdout; all others are one: 'other'.
 with
 
 persons as (

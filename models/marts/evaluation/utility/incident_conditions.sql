@@ -1,19 +1,23 @@
 -- The conditions whose onset the prediction tasks ask for, as training patients have
--- them.
+-- them, or a descendant of them.
 with
 
 days as (
 
     select
-        person_id,
-        concept_id,
-        min(event_date) as first_date,
-        max(event_date) as last_date
-    from {{ source('cohorts', 'events') }}
+        events.person_id,
+        families.family_concept_id as concept_id,
+        min(events.event_date) as first_date,
+        max(events.event_date) as last_date
+    from {{ source('cohorts', 'events') }} as events
+    inner join {{ source('cohorts', 'concept_families') }} as families
+        on
+            events.source_table = families.source_table
+            and events.concept_id = families.concept_id
     where
-        cohort = 'train'
-        and source_table = 'condition_occurrence'
-        and concept_id <> 0
+        events.cohort = 'train'
+        and events.source_table = 'condition_occurrence'
+        and families.family_concept_id <> 0
     group by 1, 2
 
 ),

@@ -37,11 +37,15 @@ final as (
         tasks.task,
         tasks.horizon,
         tasks.survives,
-        'condition_occurrence' as source_table,
-        conditions.concept_id
+        families.source_table,
+        families.concept_id
     from tasks
     inner join {{ ref('incident_conditions') }} as conditions
         on tasks.condition_order = conditions.condition_order
+    inner join {{ source('cohorts', 'concept_families') }} as families
+        on
+            conditions.concept_id = families.family_concept_id
+            and families.source_table = 'condition_occurrence'
     union all
     select
         task,
