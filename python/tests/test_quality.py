@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from omop_gpt.decode import DecodeConfig, decode
+from omop_gpt.grammar import Grammar
 from omop_gpt.step import InputError
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow]
@@ -381,7 +382,11 @@ def test_garbage_is_counted_and_makes_no_row(loop, tmp_path):
     garbage += [rng.permutation(ids).tolist() for ids in lists if len(ids) > 20]
     unknown = [[*ids[:-1], size + 5, ids[-1]] for ids in lists[:5]]
     unknown += [[*ids[:-1], -1, ids[-1]] for ids in lists[:5]]
-    bad = garbage + unknown + [[]] * 3 + [None] * 2
+    grammar = Grammar.load(loop / "vocabulary")
+    ageless = [ids.copy() for ids in lists[:4]]
+    for ids in ageless:
+        ids[2] = grammar.only("age_unknown")
+    bad = garbage + unknown + ageless + [[]] * 3 + [None] * 2
     persons = good["person_id"].to_pylist()
     persons += [5_000_000_000 + n for n in range(len(bad))]
     lists += bad
@@ -414,6 +419,7 @@ def test_garbage_is_counted_and_makes_no_row(loop, tmp_path):
     assert left_out == {
         "not_in_grammar": len(garbage),
         "unknown_token": len(unknown),
+        "no_year_of_birth": len(ageless),
         "empty": 5,
         "repeated_person": 1,
         "no_person_id": 1,

@@ -1,5 +1,7 @@
 -- One row per sequence: accepted, or with the reason why no row is made of it. Of a
--- person that is there twice one is taken, the same on every run.
+-- person that is there twice one is taken, the same on every run. A person must have a
+-- year of birth in a CDM, but not in the round trip, which compares with the source.
+{%- set is_cdm = var('omop_schema', 'synthetic') != 'round_trip' %}
 with
 
 sequences as (
@@ -38,20 +40,41 @@ ranked as (
 
 ),
 
+{%- if is_cdm %}
+
+    -- the third word of a history says the age in its first year, or that nobody knows
+    unknown_ages as (
+
+        select token_id
+        from {{ ref('stg_generated__vocabulary') }}
+        where kind = 'age_unknown'
+
+    ),
+{%- endif %}
+
 final as (
 
     select
-        person_id,
-        token_ids,
-        {{ array_size('token_ids') }} as token_count,
+        ranked.person_id,
+        ranked.token_ids,
+        {{ array_size('ranked.token_ids') }} as token_count,
         case
-            when person_id is null then 'no_person_id'
-            when repetition > 1 then 'repeated_person'
-            when token_ids is null or {{ array_size('token_ids') }} = 0 then 'empty'
-            when not is_known then 'unknown_token'
-            when not is_whole then 'not_in_grammar'
+            when ranked.person_id is null then 'no_person_id'
+            when ranked.repetition > 1 then 'repeated_person'
+            when
+                ranked.token_ids is null or {{ array_size('ranked.token_ids') }} = 0
+                then 'empty'
+            when not ranked.is_known then 'unknown_token'
+            when not ranked.is_whole then 'not_in_grammar'
+            {%- if is_cdm %}
+                when unknown_ages.token_id is not null then 'no_year_of_birth'
+            {%- endif %}
         end as reason
     from ranked
+    {%- if is_cdm %}
+    left join unknown_ages
+        on {{ array_get('ranked.token_ids', 2) }} = unknown_ages.token_id
+    {%- endif %}
 
 )
 

@@ -38,8 +38,10 @@ from omop_gpt.evaluation.cohorts import (
     IDEAL,
     SCHEMA,
     SYNTHETIC,
+    files_of,
     make_cohorts,
     names_of,
+    parquet,
 )
 from omop_gpt.evaluation.datacard import write_data_card
 from omop_gpt.evaluation.release import measure_quality, measure_sequences, origin_of
@@ -323,12 +325,11 @@ def run_of(synthetic: Path, profile: Profile) -> dict[str, Any]:
 def concept_names(config: EvaluateConfig) -> str:
     """Query of concept ids and names: of the source, else of the synthetic tables."""
     for folder in (config.source_omop_folder, config.synthetic_folder):
-        files = sorted((Path(folder) / "concept").glob("*.parquet")) if folder else []
+        files = files_of(Path(folder), "concept") if folder else []
         if files:
-            names = ", ".join("'" + str(f).replace("'", "''") + "'" for f in files)
             return (
                 "select cast(concept_id as bigint) as concept_id, concept_name "
-                f"from read_parquet([{names}], union_by_name = true)"
+                f"from {parquet(files)}"
             )
     return (
         "select null::bigint as concept_id, null::varchar as concept_name where false"
