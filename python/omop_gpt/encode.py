@@ -223,6 +223,7 @@ def encode(config: EncodeConfig) -> Path:
                     memory=duckdb_memory,
                     scratch=scratch_file(files, duckdb_memory, partial),
                 )
+                check_anybody(database)
                 with whole_folder(partial / "patient_sequence") as folder:
                     pack.pack(
                         str(timeline.resolve()), str(folder.resolve()), spark.session()
@@ -269,6 +270,24 @@ def check_before(database: Path) -> None:
             f"{database} is of an older version, which this one cannot go on from: "
             "start anew with --refit."
         )
+
+
+def check_anybody(database: Path) -> None:
+    """Raise InputError, with the reasons, if no person of the source was encoded."""
+    import duckdb
+
+    with duckdb.connect(str(database), read_only=True) as con:
+        if con.execute("from timeline.persons limit 1").fetchone():
+            return
+        reasons = con.execute(
+            "select reason, row_count from ledger.encode_ledger where "
+            "source_table = 'person' and outcome = 'left_out' order by 2 desc, 1"
+        ).fetchall()
+    told = ", ".join(f"{reason}: {count}" for reason, count in reasons)
+    raise InputError(
+        f"person: none can be encoded ({told or 'it has no row'}): "
+        "mend the table, or name another --input_folder."
+    )
 
 
 def share_memory(memory: str) -> tuple[str, str]:

@@ -72,7 +72,8 @@ class Plugin(BasePlugin):
                 known, **tables, names=named, path=folder / f"{part}.parquet"
             )
 
-        train_count, train_persons = sum(self.side_by_side(write, parts))
+        nothing = np.zeros((2, len(named["token"])), dtype=np.int64)
+        train_count, train_persons = sum(self.side_by_side(write, parts), nothing)
         counted = {
             "token_id": arrow(np.arange(len(train_count), dtype=np.int32)),
             "train_count": arrow(train_count),

@@ -19,7 +19,7 @@ from omop_gpt.step import InputError
 # what is drawn only of a model, or of tables that decode wrote
 ASKED_OF_MODELS = (
     "Canaries", "Foretold by the model itself", "Calibration of the model itself",
-    "OHDSI's checks that differ from the source",
+    "When it comes", "OHDSI's checks that differ from the source",
 )  # fmt: skip
 
 

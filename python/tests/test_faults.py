@@ -644,6 +644,19 @@ def test_a_file_that_was_cut_short(source, output):
         failed(encode(source, output), 2, "table measurement", "whole Parquet")
 
 
+def test_nobody_to_encode(tmp_path):
+    rows = [person(None), person(None), condition(None, DAY)]
+    source = write_source(tmp_path / "source", rows)
+    output = tmp_path / "output"
+    failed(encode(source, output), 2, "person", "no_person_id: 2")
+    assert [file.name for file in output.iterdir()] == [".encode.dbt"]  # its log
+    pq.write_table(
+        pq.read_table(source / "person").slice(0, 0), source / "person.parquet"
+    )
+    shutil.rmtree(source / "person")
+    failed(encode(source, output), 2, "person", "it has no row")
+
+
 def test_a_damaged_page_under_a_whole_footer(source, output):
     file = source / "measurement" / "part-0.parquet"
     content = file.read_bytes()

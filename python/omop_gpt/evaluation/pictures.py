@@ -461,33 +461,22 @@ def calibration_figure(
     rows: Sequence[Mapping[str, Any]], names: Mapping[int, str]
 ) -> Figure | None:
     """Draw foretold risk against what came, a picture for each task."""
-    rows = [row for row in rows if row["persons"] >= SMALL_CELL]
-    tasks = list(dict.fromkeys(row["task"] for row in rows))[:8]
-    if not tasks:
-        return None
-    figure, axes = small_multiples(len(tasks), 2.3)
-    for axis, task in zip(axes, tasks):
-        points = [(r["chance"], r["observed"]) for r in rows if r["task"] == task]
+
+    def draw(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+        points = [(row["chance"], row["observed"]) for row in rows]
         axis.plot(*zip(*points), "o-", markersize=3, color=COLORS[SYNTHETIC])
         top = max(0.01, *map(max, points))
         axis.plot([0, top], [0, top], color="#888888", linewidth=1)
-        axis.set_title(task_name(task, names), fontsize=8)
-    figure.supxlabel("risk foretold", fontsize=8)
-    figure.supylabel("share that came", fontsize=8)
-    return figure
+
+    return task_figure(rows, draw, names, "risk foretold", "share that came")
 
 
 def draw_zero_shot(source: Source) -> Figure | None:
     """AUROC of the model's own roll-outs by their number, beside what is learnt."""
-    rows = source.curve("zero_shot_auroc", SYNTHETIC)
-    tasks = list(dict.fromkeys(row["task"] for row in rows))[:8]
-    if not tasks:
-        return None
-    figure, axes = small_multiples(len(tasks), 2.3)
-    for axis, task in zip(axes, tasks):
-        points = [row for row in rows if row["task"] == task]
+
+    def draw(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
         axis.plot(
-            [r["rollouts"] for r in points], [r["zero_shot"] for r in points], "o-",
+            [row["rollouts"] for row in rows], [row["zero_shot"] for row in rows], "o-",
             markersize=3, color=COLORS[SYNTHETIC], label="roll-outs",
         )  # fmt: skip
         for name, label, color in (
@@ -495,39 +484,55 @@ def draw_zero_shot(source: Source) -> Figure | None:
             ("boosting", "boosted trees", "#8a5a00"),
             ("floor", "age, sex and race", "#bbbbbb"),
         ):
-            axis.axhline(points[0][name], color=color, linewidth=1, label=label)
-        name = task_name(task, source.names)
-        axis.set_title(f"{name}, {points[0]['persons']} persons", fontsize=8)
-    axes[0].legend(fontsize=6)
-    figure.supxlabel("roll-outs of a person", fontsize=8)
-    figure.supylabel("AUROC", fontsize=8)
-    return figure
+            axis.axhline(rows[0][name], color=color, linewidth=1, label=label)
+        title = f"{axis.get_title()}, {rows[0]['persons']} persons"
+        axis.set_title(title, fontsize=8)
+
+    rows = source.curve("zero_shot_auroc", SYNTHETIC)
+    return task_figure(rows, draw, source.names, "roll-outs of a person", "AUROC")
 
 
 def draw_zero_shot_incidence(source: Source) -> Figure | None:
     """Who has an outcome by a day: real persons, and as the model foretold of them."""
-    rows = [
-        row
-        for row in source.curve("zero_shot_incidence", SYNTHETIC)
-        if row["persons"] >= SMALL_CELL
-    ]
+
+    def draw(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+        days = [row["day"] for row in rows]
+        for name, label, color in (
+            ("observed", "real persons", COLORS[HOLDOUT]),
+            ("foretold", "foretold of them", COLORS[SYNTHETIC]),
+        ):
+            shares = [row[name] for row in rows]
+            axis.step(days, shares, where="post", color=color, label=label)
+
+    return task_figure(
+        source.curve("zero_shot_incidence", SYNTHETIC),
+        draw,
+        source.names,
+        "days from the day that is looked ahead from",
+        "share with the outcome",
+    )
+
+
+def task_figure(
+    rows: Sequence[Mapping[str, Any]],
+    draw: Callable[[Axes, Sequence[Mapping[str, Any]]], None],
+    names: Mapping[int, str],
+    across: str,
+    up: str,
+) -> Figure | None:
+    """Draw a small picture for each task, of rows that are no small cells."""
+    rows = [row for row in rows if row["persons"] >= SMALL_CELL]
     tasks = list(dict.fromkeys(row["task"] for row in rows))[:8]
     if not tasks:
         return None
     figure, axes = small_multiples(len(tasks), 2.3)
     for axis, task in zip(axes, tasks):
-        points = [row for row in rows if row["task"] == task]
-        days = [row["day"] for row in points]
-        for name, label, color in (
-            ("observed", "real persons", COLORS[HOLDOUT]),
-            ("foretold", "foretold of them", COLORS[SYNTHETIC]),
-        ):
-            shares = [row[name] for row in points]
-            axis.step(days, shares, where="post", color=color, label=label)
-        axis.set_title(task_name(task, source.names), fontsize=8)
-    axes[0].legend(fontsize=6)
-    figure.supxlabel("days from the day that is looked ahead from", fontsize=8)
-    figure.supylabel("share with the outcome", fontsize=8)
+        axis.set_title(task_name(task, names), fontsize=8)
+        draw(axis, [row for row in rows if row["task"] == task])
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(fontsize=6)
+    figure.supxlabel(across, fontsize=8)
+    figure.supylabel(up, fontsize=8)
     return figure
 
 
