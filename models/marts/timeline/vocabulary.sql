@@ -26,28 +26,28 @@ counts as (
 ),
 {%- else %}
 
-person_tokens as (
+    person_tokens as (
 
-    select
-        token_id,
-        person_id,
-        count(*) as token_count
-    from {{ ref('tokens') }}
-    where split = 'train'
-    group by 1, 2
+        select
+            token_id,
+            person_id,
+            count(*) as token_count
+        from {{ ref('tokens') }}
+        where split = 'train'
+        group by 1, 2
 
-),
+    ),
 
-counts as (
+    counts as (
 
-    select
-        token_id,
-        sum(token_count) as train_count,
-        count(*) as train_persons
-    from person_tokens
-    group by 1
+        select
+            token_id,
+            sum(token_count) as train_count,
+            count(*) as train_persons
+        from person_tokens
+        group by 1
 
-),
+    ),
 {%- endif %}
 
 final as (
