@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from omop_gpt.evaluation import effects, population, violations
 from omop_gpt.evaluation import values as numbers
+from omop_gpt.evaluation.cohorts import families_query
 from omop_gpt.evaluation.results import PROFILES, Results
 from omop_gpt.warehouse import build
 from scipy import optimize, stats
@@ -145,6 +146,8 @@ def con(rows, tmp_path_factory):
                 f"create table evaluation_private.{name} as "
                 f"select {', '.join(columns)} from frame"
             )
+        families = families_query(folder)  # without a vocabulary: each its own
+        made.execute(f"create table evaluation_private.concept_families as {families}")
     build(
         "evaluate",
         variables={},
