@@ -40,17 +40,14 @@ ranked as (
 
 ),
 
-{%- if is_cdm %}
+-- the third word of a history says the age in its first year, or that nobody knows
+unknown_ages as (
 
-    -- the third word of a history says the age in its first year, or that nobody knows
-    unknown_ages as (
+    select token_id
+    from {{ ref('stg_generated__vocabulary') }}
+    where kind = 'age_unknown' and {{ is_cdm }}
 
-        select token_id
-        from {{ ref('stg_generated__vocabulary') }}
-        where kind = 'age_unknown'
-
-    ),
-{%- endif %}
+),
 
 final as (
 
@@ -66,15 +63,11 @@ final as (
                 then 'empty'
             when not ranked.is_known then 'unknown_token'
             when not ranked.is_whole then 'not_in_grammar'
-            {%- if is_cdm %}
-                when unknown_ages.token_id is not null then 'no_year_of_birth'
-            {%- endif %}
+            when unknown_ages.token_id is not null then 'no_year_of_birth'
         end as reason
     from ranked
-    {%- if is_cdm %}
     left join unknown_ages
         on {{ array_get('ranked.token_ids', 2) }} = unknown_ages.token_id
-    {%- endif %}
 
 )
 

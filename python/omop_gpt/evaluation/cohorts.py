@@ -201,10 +201,8 @@ def synthetic_queries(folder: Path, cohort: str = SYNTHETIC) -> dict[str, str]:
 
 def families_query(folder: Path) -> str:
     """Write the query of concept_families, over a CDM's vocabulary tables."""
-    ancestors, concepts = (
-        files_of(folder, "concept_ancestor"),
-        files_of(folder, "concept"),
-    )
+    ancestors = files_of(folder, "concept_ancestor")
+    concepts = files_of(folder, "concept")
     related = (
         f"""
         select

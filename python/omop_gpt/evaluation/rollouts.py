@@ -294,7 +294,7 @@ def judged(
         counts = days.max() >= until
     if not counts:
         return ENDED
-    return int((outcome.tokens[token_ids] & (days > index_day) & (days <= until)).any())
+    return int(first_come(grammar, outcome, index_day, token_ids)[1] == OUTCOME)
 
 
 def first_come(
