@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from omop_gpt.flags import flag
+from omop_gpt.simulation import SOURCE_NAME
 from omop_gpt.simulation.dirt import Dirt
 from omop_gpt.simulation.events import Clinic, Table
 from omop_gpt.simulation.knowledge import MISSING, Knowledge, read
@@ -127,7 +128,7 @@ def _array(values: np.ndarray | None, type_: pa.DataType, rows: int) -> pa.Array
 def _vocabulary(knowledge: Knowledge) -> dict[str, Table]:
     """Return the concepts in use, their ancestors, and where the data come from."""
     source = {
-        "cdm_source_name": "Simulated patients",
+        "cdm_source_name": SOURCE_NAME,
         "cdm_source_abbreviation": "simulated",
         "cdm_holder": "omop-gpt",
         "source_description": "Simulated by omop-gpt: no row describes a real person.",

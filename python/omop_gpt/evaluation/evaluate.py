@@ -38,6 +38,7 @@ from omop_gpt.evaluation.cohorts import (
     IDEAL,
     SCHEMA,
     SYNTHETIC,
+    TRAIN,
     files_of,
     make_cohorts,
     names_of,
@@ -61,7 +62,9 @@ from omop_gpt.evaluation.scorecard import (
     verdict,
 )
 from omop_gpt.evaluation.small_cells import leave_out_small_cells
+from omop_gpt.evaluation.truth import measure_truth
 from omop_gpt.flags import flag
+from omop_gpt.simulation import SOURCE_NAME
 from omop_gpt.step import (
     InputError,
     folder_fingerprint,
@@ -183,11 +186,15 @@ def evaluate(config: EvaluateConfig) -> Path:
                     measure_rollouts(con, model, real, synthetic, profile, results)
                 say(started, "what the model foretells")
             measure_quality(con, synthetic, results)
+            origin = origin_of(con, config.source_omop_folder)
             with of_family("fidelity", results, families):
                 measure_sequences(con, real, synthetic, results)
+                if origin == SOURCE_NAME:
+                    known = (TRAIN, HOLDOUT, *names_of(len(sets)), *profile.anchors)
+                    measure_truth(con, known, results)
             run = run_of(synthetic, profile)
             report = judge(con, results, families, profile, run, len(sets))
-            report["origin"] = origin_of(con, config.source_omop_folder)
+            report["origin"] = origin
             report["folders"] = {
                 "real": str(real), "synthetic": ", ".join(map(str, sets)),
                 "model": str(model or ""),

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omop_gpt.evaluation.cohorts import HOLDOUT, IDEAL, SYNTHETIC
+from omop_gpt.evaluation.cohorts import HOLDOUT, IDEAL, SYNTHETIC, TRAIN
 from omop_gpt.evaluation.pictures import PICTURES, Source
 from omop_gpt.evaluation.scorecard import (
     FIDELITY_WORST,
@@ -78,6 +78,7 @@ def write_report(
         if figure is not None:
             sections.setdefault(section, []).append(picture(figure, title, caption))
     subgroups = subgroups_table(report)
+    truth = truth_table(curves.get("truth", ()), cohorts)
     parts = [
         header(report),
         "<h2 id=gates>Gates</h2>",
@@ -86,6 +87,7 @@ def write_report(
             f"<h2 id='{slug(section)}'>{escape(section)}</h2>{''.join(figures)}"
             for section, figures in sections.items()
         ),
+        truth,
         subgroups,
         "<h2 id=metrics>All metrics</h2>",
         metrics_tables(report, cohorts),
@@ -93,6 +95,7 @@ def write_report(
         protocol(report),
     ]
     links = [("gates", "Gates"), *((slug(name), name) for name in sections)]
+    links += [("truth", "Known truth")] if truth else []
     links += [("subgroups", "Subgroups")] if subgroups else []
     links += [("metrics", "All metrics"), ("protocol", "Protocol")]
     menu = "".join(f"<a href='#{to}'>{escape(text)}</a>" for to, text in links)
@@ -186,6 +189,42 @@ def interval(row: Mapping[str, Any]) -> str:
     if not math.isnan(row["ci_low"]) or not math.isnan(row["ci_high"]):
         text += f" ({number(row['ci_low'])} to {number(row['ci_high'])})"
     return text
+
+
+def truth_table(rows: Sequence[Mapping[str, Any]], cohorts: Sequence[str]) -> str:
+    """Return what each cohort comes to where the source's laws are known."""
+    if not rows:
+        return ""
+    shown = [TRAIN, HOLDOUT, *cohorts]
+    by_key = {(row["name"], row["cohort"]): row for row in rows}
+    head = "".join(f"<th class=number>{escape(cohort)}</th>" for cohort in shown)
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        cells = "".join(
+            f"<td class=number>{number(row['value'], 3) if row else ''}"
+            + (
+                f"<br><small>{number(row['low'], 3)} to {number(row['high'], 3)}"
+                "</small>"
+                if row and cohort in (TRAIN, SYNTHETIC)
+                else ""
+            )
+            + "</td>"
+            for cohort, row in (
+                (cohort, by_key.get((name, cohort))) for cohort in shown
+            )
+        )
+        law = by_key[name, TRAIN]
+        lines.append(
+            f"<tr><td>{escape(name)}<br><small>{escape(law['mechanism'])}</small></td>"
+            f"<td class=number>{number(law['truth'], 3)}</td>{cells}</tr>"
+        )
+    return (
+        "<h2 id=truth>Known truth</h2><p>The source is simulated by laws with known "
+        "parameters. Records know less than the laws, so the training does not come "
+        "to them quite; synthetic patients should come to what the training does."
+        "</p><div class=wide><table><tr><th></th><th class=number>the law</th>"
+        f"{head}</tr>{''.join(lines)}</table></div>"
+    )
 
 
 SUBGROUPS = {

@@ -9,3 +9,5 @@
 - concepts.csv, concept_ancestor.csv: every OMOP concept in use, and what it is part of.
 - columns.csv: the columns of OMOP CDM 5.4.
 """
+
+SOURCE_NAME = "Simulated patients"  # what its table cdm_source says
