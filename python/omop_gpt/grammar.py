@@ -388,14 +388,40 @@ class Grammar:
             return cut.with_(hour_id=token_id)
         return cut
 
+    def chunk_to(
+        self, token_ids: np.ndarray, cuts: Mapping[int, Cut], last: int, most: int
+    ) -> tuple[int, np.ndarray]:
+        """Begin the chunk that repeats a history up to a position, and goes on.
+
+        At the first of its `cuts` from which prompt and tokens are at most `most`; if
+        there is none, at the last. Returns where, and the [CONT] prompt.
+        """
+        begins = [p for p in cuts if last - most < p <= last]
+        begins = begins or [max(p for p in cuts if p <= last)]
+        for begin in begins:
+            prompt = self.continuation(cuts[begin], int(token_ids[begin]))
+            if len(prompt) + last + 1 - begin <= most:
+                break
+        return begin, np.array(prompt, token_ids.dtype)
+
+    def tail(self, token_ids: np.ndarray, most: int) -> np.ndarray:
+        """Return a history so far, or a chunk of its last tokens, to go on with."""
+        if len(token_ids) <= most:
+            return token_ids
+        begin, prompt = self.chunk_to(
+            token_ids, self.cuts(token_ids), len(token_ids) - 1, most
+        )
+        return np.concatenate([prompt, token_ids[begin:]])
+
     def chunks(
-        self, token_ids: np.ndarray, max_tokens: int
+        self, token_ids: np.ndarray, max_tokens: int, *, overlap: int = 0
     ) -> list[tuple[np.ndarray, int]]:
         """Cut a history into chunks of at most `max_tokens` tokens.
 
-        Each is (token ids, number of leading tokens that are context only): the
-        [CONT] prompt of a chunk after the first. Every token of the history is in
-        exactly one chunk, outside its prompt.
+        Each is (token ids, number of leading tokens that are context only): of a chunk
+        after the first its [CONT] prompt and, with an `overlap` of so many tokens in
+        all, the last tokens of the chunk before. Every token of the history is in
+        exactly one chunk, outside its context.
 
         Raises InputError if `max_tokens` is too small to hold a prompt and an event.
         """
@@ -403,27 +429,25 @@ class Grammar:
         if len(token_ids) <= max_tokens:
             return [(token_ids, 0)]
         cuts = self.cuts(token_ids)
-        places = np.array(sorted(cuts), dtype=np.int64)
+        places = np.array(list(cuts), dtype=np.int64)
         chunks = []
-        start, prompt = 0, np.empty(0, dtype=token_ids.dtype)
-        while len(prompt) + len(token_ids) - start > max_tokens:
-            room = start + max_tokens - len(prompt)
+        # a chunk is its prompt and what follows `begin`; new is what follows `start`
+        begin, start, prompt = 0, 0, np.empty(0, dtype=token_ids.dtype)
+        while True:
+            known = len(prompt) + start - begin
+            room = begin + max_tokens - len(prompt)
+            if len(token_ids) <= room:
+                chunks.append((np.concatenate([prompt, token_ids[begin:]]), known))
+                return chunks
             end = places[(places > start) & (places <= room)]
             if not len(end):
                 raise InputError(
                     f"a context of {max_tokens} tokens cannot hold this language: "
                     "raise --max_position_embeddings to 64 or more."
                 )
-            stop = int(end[-1])
-            chunks.append(
-                (np.concatenate([prompt, token_ids[start:stop]]), len(prompt))
-            )
-            prompt = np.array(
-                self.continuation(cuts[stop], int(token_ids[stop])), token_ids.dtype
-            )
-            start = stop
-        chunks.append((np.concatenate([prompt, token_ids[start:]]), len(prompt)))
-        return chunks
+            start = int(end[-1])
+            chunks.append((np.concatenate([prompt, token_ids[begin:start]]), known))
+            begin, prompt = self.chunk_to(token_ids, cuts, start, overlap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -445,6 +469,11 @@ class Cut:
     def moved(self, days: int) -> Cut:
         """Return a copy on another day, its hour unknown."""
         return self.with_(cursor=self.cursor + days, hour_id=None)
+
+
+def overlap_of(context: int) -> int:
+    """Tokens of what came before, at most, that a later chunk is read with."""
+    return context // 2
 
 
 def day_of(date: str) -> int:

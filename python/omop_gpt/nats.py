@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from omop_gpt.grammar import Grammar
+from omop_gpt.grammar import Grammar, overlap_of
 from omop_gpt.packing import Chunks, pack, read_histories
 from omop_gpt.step import InputError
 from omop_gpt.trainer import ATTENTION, check_vocabulary
@@ -131,7 +131,7 @@ def losses(
     """Yield persons of a folder of sequences, and tokens and their nats under a model.
 
     (N,) each: the tokens after the first `given`. A history longer than the context is
-    read in chunks, as training reads it; a person comes once for each. Raises
+    read in chunks, as sampling goes on with it; a person comes once for each. Raises
     InputError for another vocabulary.
     """
     folder = Path(model_folder)
@@ -166,7 +166,7 @@ def losses(
         waiting.clear()
 
     for person, history in read_histories(files_of(sequences), grammar):
-        for ids, known in grammar.chunks(history, context):
+        for ids, known in grammar.chunks(history, context, overlap=overlap_of(context)):
             waiting.append((person, ids, known or given))
             if sum(len(ids) for _, ids, _ in waiting) >= PACK:
                 yield from score()

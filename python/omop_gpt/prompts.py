@@ -26,7 +26,7 @@ class Prompt:
 
     history: np.ndarray  # (T,) int64, [BOS] first
     shown: Sequence[int]  # its last chunk, with what a chunk is told
-    contexts: int = 1  # chunks up to here
+    contexts: int = 1  # 1: all of it is shown
     person_id: int | None = None  # whose history it is
     first_day: int | None = None  # nothing new is before it; None: as the rules say
     last_day: int | None = None  # beyond it a history need not be written
@@ -54,10 +54,10 @@ class Forecasts:
         grammar: Grammar,
         *,
         rollouts: int,
-        context: int,
+        known: int,
         spans: Sequence[tuple[int, int]] | None = None,
     ) -> None:
-        """`histories`: person ids and what is known of them, for a model's context.
+        """`histories`: person ids and what is known of them; `known`: tokens shown.
 
         `spans`: first and last day of each that is to be written, if not the same.
         """
@@ -65,11 +65,9 @@ class Forecasts:
         self.prompts = []
         days = spans or [(None, None)] * len(histories)
         for (person_id, history), span in zip(histories, days, strict=True):
-            # the model reads a later chunk as it learnt to
-            chunks = grammar.chunks(history, context)
-            self.prompts.append(
-                Prompt(history, chunks[-1][0].tolist(), len(chunks), person_id, *span)
-            )
+            shown = grammar.tail(history, known).tolist()
+            contexts = 1 if len(history) <= known else 2
+            self.prompts.append(Prompt(history, shown, contexts, person_id, *span))
 
     def __len__(self) -> int:
         """Count the forecasts that there are: histories times roll-outs."""

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from omop_gpt.grammar import Grammar, day_of
+from omop_gpt.grammar import Grammar, day_of, overlap_of
 from omop_gpt.prompts import (
     Forecasts,
     Prompts,
@@ -135,7 +135,7 @@ def make_sampler(
             histories,
             grammar,
             rollouts=config.rollouts,
-            context=context_of(model, config) // 2,
+            known=overlap_of(context_of(model, config)),
         )
         first = day_of(config.index_date) + 1
         if first > (grammar.last_day if last is None else last):

@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from omop_gpt.flags import flag
-from omop_gpt.grammar import Grammar
+from omop_gpt.grammar import Grammar, overlap_of
 from omop_gpt.mask import Mask
 from omop_gpt.prompts import Forecasts, Prompt, Prompts
 from omop_gpt.rules import Copies
@@ -526,9 +526,7 @@ class Sampler:
         for masked in self.masked.values():
             masked[r] = 0
         if is_forecast:
-            *known, last = row.prompt.shown
-            self.slots.put(r, self.read(known))
-            tokens[r], position[r] = last, len(known)
+            self.go_on(r, row.prompt.shown, tokens, position)
         else:
             self.show(r, row.prompt.shown, tokens, position)
 
@@ -596,13 +594,23 @@ class Sampler:
         )
 
     def refill(self, r: int, tokens: torch.Tensor, position: torch.Tensor) -> None:
-        """Start a new context with a [CONT] prompt and the token just sampled."""
-        length = int(self.mask.count[r])
-        history = self.history[r, :length].cpu().numpy()
-        cut = self.grammar.cut_before(history, length - 1)
-        prompt = self.grammar.continuation(cut, int(history[-1]))
+        """Start a new context that has the last tokens of the one before."""
+        history = self.history[r, : int(self.mask.count[r])].cpu().numpy()
         self.rows[r].contexts += 1
-        self.show(r, [*prompt, int(history[-1])], tokens, position)
+        chunk = self.grammar.tail(history, overlap_of(self.width))
+        self.go_on(r, chunk.tolist(), tokens, position)
+
+    def go_on(
+        self,
+        r: int,
+        chunk: Sequence[int],
+        tokens: torch.Tensor,
+        position: torch.Tensor,
+    ) -> None:
+        """Have the model read a chunk, all but its last token, which is fed next."""
+        *known, last = chunk
+        self.slots.put(r, self.read(known))
+        tokens[r], position[r] = last, len(known)
 
 
 def context_of(model: PreTrainedModel, config: SampleConfig) -> int:

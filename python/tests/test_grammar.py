@@ -143,14 +143,29 @@ def follow(grammar: Grammar, token_ids: np.ndarray) -> list[tuple]:
     return places
 
 
-@pytest.mark.parametrize("max_tokens", [40, 64, 101, 400])
-def test_chunks_lose_nothing(grammar, max_tokens):
+def begins_of(grammar, history, cuts, chunk, end):
+    """Cuts from which a prompt and the history up to `end` are this chunk."""
+    return [
+        place
+        for place, cut in cuts.items()
+        if place < end
+        and grammar.continuation(cut, int(history[place])) + history[place:end].tolist()
+        == chunk.tolist()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "overlap"),
+    [(40, 0), (64, 0), (101, 0), (400, 0), (64, 32), (101, 50), (400, 200)],
+)
+def test_chunks_lose_nothing(grammar, max_tokens, overlap):
     rng = np.random.default_rng(max_tokens)
     ages = grammar.number[grammar.has_kind("age")]
-    later = inside = 0
+    later = inside = repeated = 0
     for _ in range(40):
         history = random_history(grammar, rng, int(rng.integers(6, 900)))
-        chunks = grammar.chunks(history, max_tokens)
+        chunks = grammar.chunks(history, max_tokens, overlap=overlap)
+        cuts = grammar.cuts(history)
         assert np.array_equal(np.concatenate([c[n:] for c, n in chunks]), history)
         assert all(len(chunk) <= max_tokens for chunk, _ in chunks)
         assert [context > 0 for _, context in chunks] == [
@@ -164,15 +179,25 @@ def test_chunks_lose_nothing(grammar, max_tokens):
             places = follow(grammar, chunk)[context:]
             assert places
             assert places == whole[done : done + len(places)]
+            begins = begins_of(grammar, history, cuts, chunk, done + len(places))
             done += len(places)
             if not context:
+                assert begins == []
                 continue
+            (begin,) = begins
+            start_of_new = done - len(places)
+            assert begin <= start_of_new
+            if begin < start_of_new:
+                repeated += 1
+                assert context + 1 <= overlap
+            tail = grammar.tail(history[: start_of_new + 1], overlap)
+            assert np.array_equal(tail, chunk[: context + 1])
             later += 1
             inside += grammar.only("in") in chunk
             # the demographics are those of the day of the cut
             prompt, start = chunk[:6], history[:6]
             assert np.array_equal(prompt[3:], start[3:])
-            date = whole[done - len(places) - 1][0]
+            date = whole[begin - 1][0]
             year = int(str(date)[:4])
             assert grammar.number[prompt[1]] == year
             if start[2] == grammar.only("age_unknown"):
@@ -182,6 +207,7 @@ def test_chunks_lose_nothing(grammar, max_tokens):
                 assert grammar.number[prompt[2]] == np.clip(age, ages.min(), ages.max())
     assert later > 20
     assert 0 < inside < later
+    assert (repeated > later / 2) == (overlap > 0)
 
 
 def test_a_context_too_small_for_the_language(grammar):

@@ -86,7 +86,8 @@ def test_nats_of_persons_are_those_of_a_plain_forward(data, tmp_path):
                     nats, asked = 0.0, 0
                     history = values[end - count : end]
                     longest = max(longest, count)
-                    for chunk, known in grammar.chunks(history, context):
+                    chunks = grammar.chunks(history, context, overlap=context // 2)
+                    for chunk, known in chunks:
                         ids = torch.from_numpy(chunk.astype(np.int64))
                         first = known or given
                         with torch.no_grad():

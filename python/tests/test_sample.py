@@ -275,9 +275,14 @@ def test_prompts_that_are_none(grammar, tmp_path):
 
 
 def test_a_history_goes_on_beyond_the_context(long_folder, long_grammar, monkeypatch):
-    """What the model is fed is what training feeds it: chunks with [CONT] prompts."""
+    """Later contexts begin with a [CONT] prompt and what is known last."""
     fed: dict[int, list[list[int]]] = {}
-    forward = Sampler.forward
+    forward, go_on = Sampler.forward, Sampler.go_on
+
+    def record_go_on(self, r, chunk, tokens, position):
+        if self.rows[r].patient >= 0:
+            fed[self.rows[r].patient].append(list(chunk[:-1]))
+        go_on(self, r, chunk, tokens, position)
 
     def record(self, tokens, position):
         for r, row in enumerate(self.rows):
@@ -287,35 +292,36 @@ def test_a_history_goes_on_beyond_the_context(long_folder, long_grammar, monkeyp
             if position[r] == 0:
                 contexts.append([])
             contexts[-1].append(int(tokens[r]))
-            assert len(contexts[-1]) == position[r] + 1 <= SHORTEST_CONTEXT
+            assert len(contexts[-1]) == position[r] + 1 <= 96
         return forward(self, tokens, position)
 
     monkeypatch.setattr(Sampler, "forward", record)
+    monkeypatch.setattr(Sampler, "go_on", record_go_on)
     sampler = in_memory(
-        long_folder, long_grammar, context_window=64, max_tokens_per_patient=400
+        long_folder, long_grammar, context_window=96, max_tokens_per_patient=400
     )
     with torch.inference_mode():
         found = list(sampler.run(list(range(12))))
     longer = [s for s in found if s.contexts > 1]
     assert len(longer) > 5
-    inside = 0
+    inside = repeated = 0
     for s in found:
         assert long_grammar.is_history(s.token_ids)
         assert len(fed[s.patient]) == s.contexts
-        cuts = long_grammar.cuts(s.token_ids)
         done = 0
         for n, context in enumerate(fed[s.patient]):
-            prompt = []
+            known = long_grammar.tail(s.token_ids[: done + 1], 48) if n else [0]
             if n:
-                prompt = long_grammar.continuation(cuts[done], int(s.token_ids[done]))
-                inside += long_grammar.only("in") in prompt
-            assert context[: len(prompt)] == prompt
-            new = context[len(prompt) :]
+                assert context[: len(known)] == known.tolist()
+                inside += long_grammar.only("in") in known
+                repeated += len(known) > 16
+            new = context[len(known) - 1 :]
             assert new == s.token_ids[done : done + len(new)].tolist()
             assert (long_grammar.walk(np.array(context)) >= 0).all()
             done += len(new)
         assert done == len(s.token_ids) - 1  # [EOS] is drawn, and fed to nobody
     assert inside
+    assert repeated
 
 
 def test_contexts_change_no_patient_but_their_own(long_folder, long_grammar):

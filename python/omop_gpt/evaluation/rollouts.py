@@ -36,7 +36,7 @@ from omop_gpt.evaluation.utility import (
     calibration,
     make_reference,
 )
-from omop_gpt.grammar import EPOCH, Grammar
+from omop_gpt.grammar import EPOCH, Grammar, overlap_of
 from omop_gpt.step import read_manifest
 
 if TYPE_CHECKING:
@@ -258,7 +258,7 @@ def roll_out(
         [(case.person_id, case.known) for case in cases],
         grammar,
         rollouts=profile.rollouts,
-        context=context_of(model, config) // 2,
+        known=overlap_of(context_of(model, config)),
         spans=spans,
     )
     rules = {"first_day": max(first for first, _ in spans)}
