@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omop_gpt.encode import EncodeOptions
+from omop_gpt.evaluation.results import profile_of
 from omop_gpt.flags import flag
-from omop_gpt.step import read_manifest
+from omop_gpt.step import InputError, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,11 @@ class RunConfig(EncodeOptions):
         "Event and value tokens that fewer training persons have are not written.", 5
     )
     profile: str = flag("How much work evaluate does: see there.", "smoke")
+    num_of_sets: int = flag(
+        "Sets of patients to sample, each with a seed of its own: evaluate judges the "
+        "worst. 0: as the profile says, 3 in full, else 1.",
+        0,
+    )
     seed: int = flag("Seed of training, sampling and evaluation.", 42)
     cores: int = flag("Processor cores.", os.cpu_count() or 1)
     memory: str = flag("Memory for DuckDB and for Spark.", "4GB")
@@ -63,6 +69,9 @@ def run(config: RunConfig) -> Path:
     from omop_gpt.decode import ROUND_TRIP, DecodeConfig, decode
     from omop_gpt.encode import EncodeConfig, encode
 
+    profile = profile_of(config.profile)
+    if config.num_of_sets < 0:
+        raise InputError(f"--num_of_sets {config.num_of_sets}: at least 0.")
     output = Path(config.output_folder)
     say("1 of 6: encode")
     sequences = encode(
@@ -89,6 +98,7 @@ def run(config: RunConfig) -> Path:
         )
     )
     # torch is loaded only now: dbt and Spark had the memory until here
+    from omop_gpt.evaluation.evaluate import EvaluateConfig, evaluate
     from omop_gpt.sample import SampleConfig, sample
     from omop_gpt.train import parse, train_step
 
@@ -97,36 +107,44 @@ def run(config: RunConfig) -> Path:
     flags += ["--data_folder", str(sequences), "--output_dir", str(output / "model")]
     train_step(*parse([*flags, "--seed", str(config.seed)]))
 
-    say("4 of 6: sample")
     persons = (read_manifest(sequences) or {})["result"]["persons"]
-    generated = sample(
-        SampleConfig(
-            model_folder=str(output / "model"),
-            output_folder=str(output),
-            num_of_patients=config.num_of_patients or persons["train"],
-            batch_size=config.batch_size,
-            min_persons=config.min_persons,
-            train_data_path=str(sequences / "train"),
-            seed=config.seed,
+    # the set that may leave, and those that are only judged beside it
+    count = config.num_of_sets or profile.sets
+    folders = [output, *(output / "sets" / str(n + 1) for n in range(1, count))]
+    say(f"4 of 6: sample{f' {count} sets' if count > 1 else ''}")
+    generated = [
+        sample(
+            SampleConfig(
+                model_folder=str(output / "model"),
+                output_folder=str(folder),
+                num_of_patients=config.num_of_patients or persons["train"],
+                batch_size=config.batch_size,
+                min_persons=config.min_persons,
+                train_data_path=str(sequences / "train"),
+                seed=config.seed + number,
+            )
         )
-    )
+        for number, folder in enumerate(folders)
+    ]
     say("5 of 6: decode the sampled patients")
-    omop = decode(
-        DecodeConfig(
-            patient_sequence_folder=str(generated),
-            omop_folder=str(output / "omop"),
-            source_omop_folder=config.input_folder,
-            cpu_cores=config.cores,
-            memory=config.memory,
+    omop, *others = [
+        decode(
+            DecodeConfig(
+                patient_sequence_folder=str(made),
+                omop_folder=str(folder / "omop"),
+                source_omop_folder=config.input_folder,
+                cpu_cores=config.cores,
+                memory=config.memory,
+            )
         )
-    )
-    from omop_gpt.evaluation.evaluate import EvaluateConfig, evaluate
-
+        for made, folder in zip(generated, folders, strict=True)
+    ]
     say("6 of 6: judge them")
     report = evaluate(
         EvaluateConfig(
             real_folder=str(output),
             synthetic_folder=str(omop),
+            other_synthetic_folders=tuple(map(str, others)),
             output_folder=str(output / "report"),
             source_omop_folder=config.input_folder,
             model_folder=str(output / "model"),

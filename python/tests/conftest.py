@@ -299,6 +299,7 @@ def loop(tmp_path_factory):
             input_folder=str(root / "source"),
             output_folder=str(root / "result"),
             num_of_patients=100,
+            num_of_sets=2,
             train_settings=str(root / "tiny.yaml"),
         )
     )

@@ -58,6 +58,15 @@ def test_exactly_the_number_asked_for_becomes_persons(loop, warehouse):
     assert pq.read_table(loop / "omop" / "person").num_rows == 100
 
 
+def test_a_second_set_is_judged_beside_the_first(loop):
+    folders = loop / "omop", loop / "sets" / "2" / "omop"
+    births = [pq.read_table(folder / "person")["year_of_birth"] for folder in folders]
+    assert len(births[1]) == 100
+    assert births[0] != births[1]
+    report = json.loads((loop / "report" / "metrics.json").read_text())
+    assert report["persons"]["synthetic"] == report["persons"]["synthetic_2"] == 100
+
+
 def test_sequences_are_read_as_a_folder(loop):
     assert pq.read_table(loop / "generated_sequences").num_rows == 100
 

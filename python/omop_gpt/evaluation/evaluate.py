@@ -47,7 +47,7 @@ from omop_gpt.evaluation.cohorts import (
 from omop_gpt.evaluation.datacard import write_data_card
 from omop_gpt.evaluation.release import measure_quality, measure_sequences, origin_of
 from omop_gpt.evaluation.report import write_report
-from omop_gpt.evaluation.results import PROFILES, Profile, Results
+from omop_gpt.evaluation.results import PROFILES, Profile, Results, profile_of
 from omop_gpt.evaluation.rollouts import measure_rollouts
 from omop_gpt.evaluation.scorecard import (
     LEAKS,
@@ -125,13 +125,10 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> Path:
     """Write the report to `output_folder`; returns the folder."""
     started = time.time()
-    if config.profile not in PROFILES:
-        raise InputError(
-            f"--profile {config.profile}: it is one of {', '.join(PROFILES)}."
-        )
+    profile = profile_of(config.profile)
     if config.rollouts < -1:
         raise InputError(f"--rollouts {config.rollouts}: at least 0, or -1.")
-    profile = PROFILES[config.profile].changed(config.seed, config.rollouts)
+    profile = profile.changed(config.seed, config.rollouts)
     output = Path(config.output_folder)
     real, synthetic = Path(config.real_folder), Path(config.synthetic_folder)
     sets = [synthetic, *map(Path, config.other_synthetic_folders)]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from omop_gpt.step import InputError
+
 if TYPE_CHECKING:
     import duckdb
 
@@ -96,6 +98,7 @@ class Profile:
     reads_histories: bool  # whether one of the classifiers does
     rollouts: int  # of the model, of each person of a task; 0: none
     rollout_persons: int  # of the holdout, of each task
+    sets: int = 1  # of synthetic patients that `run` samples
     seed: int = 42
 
     def changed(self, seed: int, rollouts: int = -1) -> Profile:
@@ -138,5 +141,13 @@ PROFILES = {
         reads_histories=True,
         rollouts=50,
         rollout_persons=2_000,
+        sets=3,
     ),
 }  # fmt: skip
+
+
+def profile_of(name: str) -> Profile:
+    """Return a profile. Raises InputError where there is none of the name."""
+    if name not in PROFILES:
+        raise InputError(f"--profile {name}: it is one of {', '.join(PROFILES)}.")
+    return PROFILES[name]
