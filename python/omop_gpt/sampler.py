@@ -595,6 +595,9 @@ class Sampler:
 
     def refill(self, r: int, tokens: torch.Tensor, position: torch.Tensor) -> None:
         """Start a new context that has the last tokens of the one before."""
+        if self.rows[r].patient < 0:  # nobody waits for it
+            self.begin(r, Row(), tokens, position)
+            return
         history = self.history[r, : int(self.mask.count[r])].cpu().numpy()
         self.rows[r].contexts += 1
         chunk = self.grammar.tail(history, overlap_of(self.width))

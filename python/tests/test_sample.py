@@ -280,8 +280,7 @@ def test_a_history_goes_on_beyond_the_context(long_folder, long_grammar, monkeyp
     forward, go_on = Sampler.forward, Sampler.go_on
 
     def record_go_on(self, r, chunk, tokens, position):
-        if self.rows[r].patient >= 0:
-            fed[self.rows[r].patient].append(list(chunk[:-1]))
+        fed[self.rows[r].patient].append(list(chunk[:-1]))
         go_on(self, r, chunk, tokens, position)
 
     def record(self, tokens, position):
