@@ -24,6 +24,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from omop_gpt.grammar import Grammar, day_of, overlap_of
+from omop_gpt.novelty import read_novelty
 from omop_gpt.prompts import (
     Forecasts,
     Prompts,
@@ -171,6 +172,7 @@ def make_sampler(
         },
         must_have=wanted_events(config, grammar),
         copies=copies,
+        novelty=read_novelty(Path(config.model_folder)),
     )
 
 

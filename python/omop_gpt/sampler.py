@@ -32,6 +32,7 @@ from transformers import (
 from omop_gpt.flags import flag
 from omop_gpt.grammar import Grammar, overlap_of
 from omop_gpt.mask import Mask
+from omop_gpt.novelty import NoveltyProcessor, Weights
 from omop_gpt.prompts import Forecasts, Prompt, Prompts
 from omop_gpt.rules import Copies
 from omop_gpt.slots import Chunk, Pages, Slots, shape_of
@@ -69,7 +70,11 @@ class SampleConfig:
     event_min_p: float = flag(
         "Drop events less likely than this share of the likeliest event; dates and "
         "visits keep all of theirs.",
-        0.01,
+        0.003,
+    )
+    scale_novelty: bool = flag(
+        "Give events that are new to a patient the odds that held-out patients have.",
+        True,
     )
     typical_p: float = flag("Keep the most typical tokens that reach this.", 1.0)
     demographic_data_path: str = flag(
@@ -267,12 +272,14 @@ class Sampler:
         rules: Mapping[str, Any] | None = None,
         must_have: np.ndarray | None = None,
         copies: Copies | None = None,
+        novelty: Weights | None = None,
     ) -> None:
         """Allocate the slots.
 
         `prompts`: what histories start with, else [BOS]. `rules`: what `Mask` takes
         beside the grammar. `must_have`: token ids of which a history must have one.
-        `copies`: runs of training that it must not have.
+        `copies`: runs of training that it must not have. `novelty`: how the odds of
+        events that are new to a patient are scaled.
 
         Raises InputError for a model that sees too little to go on with a history.
         """
@@ -292,6 +299,8 @@ class Sampler:
         )
         is_event = torch.as_tensor(grammar.has_kind("event"), device=self.device)
         self.warpers = warpers(config, is_event)
+        if novelty and config.scale_novelty:
+            self.warpers.insert(0, NoveltyProcessor(novelty, grammar))
         may_cut = np.isin(grammar.places, ("between", "visit", "loose"))
         self.may_cut = torch.as_tensor(may_cut, device=self.device)
         cuts = (grammar.roles == "gap") | grammar.has_kind("hour", "event")

@@ -12,10 +12,12 @@ import logging
 import shutil
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 from transformers import (
     AutoConfig,
     EarlyStoppingCallback,
@@ -37,7 +39,8 @@ from omop_gpt.canaries import (
 )
 from omop_gpt.grammar import Grammar, save_tokenizer
 from omop_gpt.nats import baselines
-from omop_gpt.packing import Chunks, Packs, Pad, pack, read_chunks
+from omop_gpt.novelty import Weights, fit_novelty, write_novelty
+from omop_gpt.packing import Chunks, Packs, Pad, pack, read_chunks, read_histories
 from omop_gpt.progress import Progress, draw_losses, write_metrics
 from omop_gpt.settings import TrainConfig, deciding_settings, parse, training_arguments
 from omop_gpt.step import (
@@ -54,6 +57,7 @@ __all__ = ["TrainConfig", "parse", "train", "train_step", "training_arguments"]
 log = logging.getLogger(__name__)
 
 STEPS = 2000
+NOVELTY_PATIENTS = 2000  # of validation, that the odds of new events are fitted to
 SMALLEST_PACK, LARGEST_PACK = 1024, 16_384  # tokens
 
 
@@ -168,7 +172,8 @@ def train(config: TrainConfig, arguments: TrainingArguments) -> dict[str, Any]:
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     validation = _validation(trainer) if eval_batches else {}
     if arguments.process_index == 0:
-        _write_model(trainer, work.grammar, canaries, out)
+        novelty = _novelty(trainer, work)
+        _write_model(trainer, work.grammar, canaries, novelty, out)
     trainer.accelerator.wait_for_everyone()
     losses = [r["loss"] for r in trainer.state.log_history if "loss" in r]
     nats = {"model": validation.get("eval_nats_per_patient"), **counted}
@@ -449,8 +454,21 @@ def _validation(trainer: PatientTrainer) -> dict[str, float]:
     return trainer.evaluate()
 
 
+@torch.inference_mode()
+def _novelty(trainer: PatientTrainer, work: _Work) -> Weights:
+    """Return how the odds of new events are to be scaled, as validation has them."""
+    files = sorted(work.validation_folder.glob("*.parquet"))
+    histories = (history for _, history in read_histories(files, work.grammar))
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    return fit_novelty(model, work.grammar, islice(histories, NOVELTY_PATIENTS))
+
+
 def _write_model(
-    trainer: PatientTrainer, grammar: Grammar, canaries: pa.Table | None, out: Path
+    trainer: PatientTrainer,
+    grammar: Grammar,
+    canaries: pa.Table | None,
+    novelty: Weights,
+    out: Path,
 ) -> None:
     """Write the model's folder; config.json comes last and says that it is whole."""
     write_metrics(trainer.state.log_history, out / "training" / "metrics.jsonl")
@@ -461,6 +479,7 @@ def _write_model(
     model.config.use_cache = True  # the Trainer turns it off, a sampler wants it
     model.save_pretrained(partial)
     save_tokenizer(grammar, partial)
+    write_novelty(novelty, partial)
     shutil.copytree(grammar.folder, partial / "vocabulary")
     if canaries is not None:
         write_canaries(canaries, partial)

@@ -299,6 +299,7 @@ def test_the_model_folder_is_a_plain_one(data, tmp_path, caplog):
         "generation_config.json",
         "manifest.json",
         "model.safetensors",
+        "novelty.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "training",

@@ -51,7 +51,7 @@ BUDGET = 1_024  # tokens of a roll-out, beyond what is known
 DRAWN = (
     "sampling_strategy", "top_p", "top_k", "temperature", "repetition_penalty",
     "epsilon_cutoff", "min_p", "event_min_p", "typical_p", "min_persons",
-    "context_window",
+    "context_window", "scale_novelty",
 )  # fmt: skip
 # what comes of a roll-out
 FALSE, TRUE, ENDED, STOPPED = 0, 1, 2, 3
@@ -244,6 +244,7 @@ def roll_out(
     """
     import torch
 
+    from omop_gpt.novelty import read_novelty
     from omop_gpt.prompts import Forecasts
     from omop_gpt.sample import load_model
     from omop_gpt.sampler import SampleConfig, Sampler, context_of
@@ -263,9 +264,11 @@ def roll_out(
     )
     rules = {"first_day": max(first for first, _ in spans)}
     with torch.inference_mode():
-        yield from Sampler(model, grammar, config, prompts, rules=rules).run(
-            list(range(count))
-        )
+        sampler = Sampler(
+            model, grammar, config, prompts, rules=rules,
+            novelty=read_novelty(model_folder),
+        )  # fmt: skip
+        yield from sampler.run(list(range(count)))
 
 
 def judged(
