@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,15 +37,18 @@ SPLITS = ("train", "validation")
 
 
 class TimedEmbedding(torch.nn.Module):
-    """Token embeddings, with embeddings of the age and the calendar year of then."""
+    """Token embeddings, with embeddings of the age, the year or the month of then."""
 
-    def __init__(self, tokens: torch.nn.Embedding, grammar: Grammar) -> None:
+    def __init__(
+        self, tokens: torch.nn.Embedding, grammar: Grammar, told: Sequence[str]
+    ) -> None:
         super().__init__()
         self.tokens = tokens
         width = tokens.weight.shape[1]
-        self.age = torch.nn.Embedding(130, width)
-        self.year = torch.nn.Embedding(130, width)
-        for table in (self.age, self.year):
+        self.told = torch.nn.ModuleDict(
+            {name: torch.nn.Embedding(130, width) for name in told}
+        )
+        for table in self.told.values():
             torch.nn.init.zeros_(table.weight)
         days = np.where(grammar.moves_cursor, grammar.days, 0)
         starts = grammar.has_kind("bos", "cont")
@@ -72,13 +75,15 @@ class TimedEmbedding(torch.nn.Module):
         year = self.numbers[row[(start + 1).clamp(max=last)]]
         age = self.numbers[row[(start + 2).clamp(max=last)]]
         known = (positions - start >= 2).long()  # what comes before is not given away
-        ages = (age + past // 365).clamp(0, 128) + 1
-        years = (year - 1910 + past // 365).clamp(0, 128) + 1
-        return (
-            self.tokens(ids)
-            + self.age(ages * known)[None]
-            + self.year(years * known)[None]
-        )
+        numbers = {
+            "age": age + past // 365,
+            "year": year - 1910 + past // 365,
+            "month": (past % 365.2425 / 365.2425 * 12).long(),
+        }
+        embedded = self.tokens(ids)
+        for name, table in self.told.items():
+            embedded = embedded + table((numbers[name].clamp(0, 128) + 1) * known)[None]
+        return embedded
 
 
 def by_count(grammar: Grammar, sign: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -154,6 +159,7 @@ FAMILIES = {
     "llama, untied": ["--tie_word_embeddings", "false"],
     "llama, seed 2": ["--seed", "2"],
     "llama, age and year embedded": [],
+    "llama, month embedded": [],
     "llama, one token per gap": [],
     "llama, rarest event first": [],
     "llama, commonest event first": [],
@@ -199,8 +205,9 @@ def train(name: str, source: Path, out: Path, flags: list[str]) -> dict:
     )  # fmt: skip
     model = build_model(config, language)
     if "embedded" in name:
+        told = [word for word in ("age", "year", "month") if word in name]
         model.set_input_embeddings(
-            TimedEmbedding(model.get_input_embeddings(), grammar)
+            TimedEmbedding(model.get_input_embeddings(), grammar, told)
         )
     most = config.max_tokens_per_batch
     (out / "work").mkdir(exist_ok=True)

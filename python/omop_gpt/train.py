@@ -460,6 +460,7 @@ def _novelty(trainer: PatientTrainer, work: _Work) -> Weights:
     files = sorted(work.validation_folder.glob("*.parquet"))
     histories = (history for _, history in read_histories(files, work.grammar))
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    log.info("fits the odds of new events to validation patients")
     return fit_novelty(model, work.grammar, islice(histories, NOVELTY_PATIENTS))
 
 

@@ -28,6 +28,7 @@ COUNTS = {
     "history_lengths": ("persons",),
     "lag_repeats": ("pairs",),
     "measured_cooccurrence": ("persons",),
+    "measured_truth": ("persons",),
     "onset_ages": ("persons",),
     "onset_incidence": ("onsets",),
     "pathways": ("persons",),
