@@ -19,7 +19,8 @@
             *,
             sum(case when days_since <= {{ days }} then 0 else 1 end) over (
                 partition by {{ per }}
-                order by start_date, end_date
+                -- of equal spans the one that was looked back from first, first
+                order by start_date, end_date, days_since desc nulls first
                 rows between unbounded preceding and current row
             ) as era_number
         from (
