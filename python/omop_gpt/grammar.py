@@ -363,13 +363,6 @@ class Grammar:
             cut = self.step(cut, token_id)
         return found
 
-    def cut_before(self, token_ids: np.ndarray, position: int) -> Cut:
-        """Where a history stands before one of its positions."""
-        cut = Cut()
-        for token_id in token_ids[:position].tolist():
-            cut = self.step(cut, token_id)
-        return cut
-
     def step(self, cut: Cut, token_id: int) -> Cut:
         """Where a history stands after one more token."""
         kind = self.kinds[self.kind[token_id]]

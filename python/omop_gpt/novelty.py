@@ -42,15 +42,15 @@ def fit_novelty(
         first_at = torch.as_tensor(first, device=model.device)
         done = 0
         for ids, known in grammar.chunks(history, context, overlap=overlap_of(context)):
-            at = torch.arange(done, done + len(ids) - known, device=model.device)
-            done += len(ids) - known
             token_ids = torch.as_tensor(ids.astype(np.int64), device=model.device)
             logits = model(input_ids=token_ids[None], use_cache=False).logits[0].float()
             # of each new token what was foretold before it; nothing of the first
-            labels, places = token_ids[known:], at
-            before = logits[known - 1 : -1] if known else logits[:-1]
-            if not known:
-                labels, places = labels[1:], places[1:]
+            start_of_new = max(known, 1)
+            labels, before = token_ids[start_of_new:], logits[start_of_new - 1 : -1]
+            places = (
+                done - known + torch.arange(start_of_new, len(ids), device=model.device)
+            )
+            done += len(ids) - known
             for table, run in runs.items():
                 start = run.start
                 here = ((labels >= start) & (labels < run.stop)).nonzero()[:, 0]

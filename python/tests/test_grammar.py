@@ -216,16 +216,6 @@ def test_a_context_too_small_for_the_language(grammar):
         grammar.chunks(history, 12)
 
 
-def test_a_cut_is_told_token_by_token_too(grammar):
-    rng = np.random.default_rng(3)
-    for _ in range(20):
-        history = random_history(grammar, rng, 150)
-        cuts = grammar.cuts(history)
-        assert cuts
-        for position, cut in cuts.items():
-            assert grammar.cut_before(history, position) == cut
-
-
 @pytest.mark.parametrize(
     "change",
     ["transitions.csv", "kinds.csv", "vocabulary", "event_values", "value_bins"],
