@@ -39,9 +39,9 @@
 {% endmacro %}
 
 {#-
-    Copy steps of histories in the same way, one file per part, and let the view read the
-    files from then on: its rows are kept once, and not for the length of the run alone.
-    Within a part they lie in order, unless some are taken over from an earlier encode.
+    Visits or events of histories in the same way, one file per part: the view reads the
+    files from then on. Python has written them, but where some are taken over from an
+    earlier encode.
 -#}
 {% macro write_steps(folder) %}
     {{ return(adapter.dispatch('write_steps', 'omop_gpt')(folder)) }}
@@ -51,20 +51,22 @@
 
 {% macro duckdb__write_steps(folder) %}
     {%- if execute and folder %}
-        {%- set order_by = ' order by ' ~ model.config.meta.order_by | join(', ') %}
-        {%- set table_folder = empty_folder(folder) %}
-        {%- for row in run_query(
-            'select part, min(person_id), max(person_id) from '
-            ~ ref('int_persons_started') ~ ' group by part order by part'
-        ).rows %}
-            {%- do copy_to_part(
-                'select * from ' ~ this ~ ' where person_id between ' ~ row[1] ~ ' and '
-                ~ row[2] ~ (order_by if has_before()),
-                table_folder,
-                row[0]
-            ) %}
-        {%- endfor %}
-        {%- do read_files(table_folder) %}
+        {%- if has_before() %}
+            {%- set table_folder = empty_folder(folder) %}
+            {%- for row in run_query(
+                'select part, min(person_id), max(person_id) from '
+                ~ ref('int_persons_started') ~ ' group by part order by part'
+            ).rows %}
+                {%- do copy_to_part(
+                    'select * from ' ~ this ~ ' where person_id between ' ~ row[1]
+                    ~ ' and ' ~ row[2] ~ ' order by '
+                    ~ model.config.meta.order_by | join(', '),
+                    table_folder,
+                    row[0]
+                ) %}
+            {%- endfor %}
+        {%- endif %}
+        {%- do read_files(folder_of_table(folder)) %}
     {%- endif %}
 {% endmacro %}
 
@@ -79,7 +81,7 @@
 
 {% macro copy_to_part(query, table_folder, part=0) %}
     {%- do run_query(
-        'copy (' ~ query ~ ") to '" ~ table_folder ~ '/part-' ~ '%02d' | format(part)
+        'copy (' ~ query ~ ") to '" ~ table_folder ~ '/' ~ file_of_part(part)
         ~ ".parquet' (format parquet, compression zstd)"
     ) %}
 {% endmacro %}
@@ -90,6 +92,10 @@
         'create or replace view ' ~ this ~ " as select * from read_parquet('"
         ~ table_folder ~ "/*.parquet')"
     ) %}
+{% endmacro %}
+
+{% macro file_of_part(part) %}
+    {{- return('part-' ~ '%02d' | format(part)) }}
 {% endmacro %}
 
 {% macro parts_of(relation) %}
@@ -117,8 +123,7 @@
         {%- set parts = {} %}
         {%- for part in parts_of(ref('int_persons_started')) %}
             {%- do parts.update({
-                'part-' ~ '%02d' | format(part): {
-                    'steps': steps_of_part(part),
+                file_of_part(part): {
                     'persons': persons_of_part(part),
                     'earlier': earlier_tokens_of_part(part) if has_before(),
                 }
@@ -127,6 +132,7 @@
         {%- set of_vocabulary = ' from ' ~ ref('int_vocabulary') ~ ' order by token_id' %}
         {%- do adapter.store_relation('plugin', this, [], table_folder, 'parquet', {
             'parts': parts,
+            'rows': rows_folder(),
             'words': word_queries(),
             'names': {
                 'split': "select unnest(['" ~ splits() | join("', '") ~ "']) as name",
@@ -161,36 +167,6 @@
     }) }}
 {% endmacro %}
 
-{#- What is written of the steps of a part, as they lie: in order. -#}
-{% macro steps_of_part(part) -%}
-    select
-        person_id,
-        step_order,
-        step,
-        cast(opens_visit as tinyint) as opens_visit,
-        cast(is_loose as tinyint) as is_loose,
-        cast(visit_start_date is not null as tinyint) as has_date,
-        closing_days,
-        closing_discharged_to_concept_id,
-        gap_days,
-        visit_concept_id,
-        move_days,
-        case when is_new_hour then hour end as new_hour,
-        token_order,
-        cast(value_as_number is not null and value_bin is null as tinyint)
-            as is_unbinned_number,
-        value_bin,
-        operator_concept_id,
-        value_as_concept_id,
-        cast(quantity is not null and quantity_bin is null as tinyint)
-            as is_unbinned_quantity,
-        quantity_bin,
-        days_supply,
-        {{ days_between('event_date', 'end_date') }} as end_days
-    from {{ ref('int_histories_ordered') }}
-    where part = {{ part }}
-{%- endmacro %}
-
 {#- The persons whose histories these are. -#}
 {% macro persons_of_part(part) -%}
     select
@@ -200,7 +176,8 @@
         age_years,
         gender_concept_id,
         race_concept_id,
-        ethnicity_concept_id
+        ethnicity_concept_id,
+        death_date
     from {{ ref('int_persons_started') }}
     where part = {{ part }} and {{ is_new('person_id') }}
     order by person_id

@@ -9,18 +9,38 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from dbt.adapters.duckdb.plugins import BasePlugin
 
 from omop_gpt import histories
 from omop_gpt.histories import Language
+from omop_gpt.ordering import ordered
 from omop_gpt.pack import arrow
 from omop_gpt.tokens import Words, write_tokens
 
+ROWS_PER_GROUP = 500_000
+ONE = arrow(np.array([1], dtype=np.int32))[0]
+# columns that go up by little, mostly: their differences are written
+ASCENDING = (
+    "person_id",
+    "visit_order",
+    "event_order",
+    "source_id",
+    "visit_occurrence_id",
+    "event_date",
+    "visit_start_date",
+    "visit_end_date",
+    "day_offset",
+    "gap_days",
+)
+write_table = partial(pq.write_table, row_group_size=ROWS_PER_GROUP)
 TOKENS_PER_BATCH = 1_000_000  # of some 100 bytes each, while their rows are read
 MAKERS = {
     "walked": histories.walked_batch,
@@ -31,32 +51,77 @@ MAKERS = {
 
 
 class Plugin(BasePlugin):
-    """Runs batches of statements, walks sequences, or writes the timeline's tokens."""
+    """Orders histories, writes the timeline's tokens, or reads sequences."""
 
     def configure_connection(self, conn: Any) -> None:
         """Keep the connection that cursors are made of."""
         self.connection = conn
 
     def store(self, target_config: Any) -> None:
-        """Do what the config names: `batches`, `made` or `parts`."""
+        """Do what the config names: order `histories`, `made` rows, or else tokens."""
         config = target_config.config
-        if "batches" in config:
-            self.side_by_side(self.run, config["batches"])
-            return
         if "made" in config:
             self.fill(**config)
             return
-        self.write_tokens(Path(target_config.location.path), **config)
+        folder = Path(target_config.location.path)
+        if "histories" in config:
+            self.order(folder, **config)
+        else:
+            self.write_tokens(folder, **config)
+
+    def order(
+        self,
+        folder: Path,
+        histories: dict[str, dict[str, str]],
+        timeline: dict[str, list[str]],
+        meanings: str,
+    ) -> None:
+        """Write visits and events for each part, in order: files for models to read.
+
+        `timeline`: folders of files that stay, with their columns, of which a query of
+        `meanings` tells those of an event by its token_order, which counts from 1.
+        """
+        for path in (folder / "visits", folder / "events", *timeline):
+            Path(path).mkdir(parents=True, exist_ok=True)
+        meant = self.query(meanings)
+
+        def write(part: str) -> None:
+            tables = {key: self.query(query) for key, query in histories[part].items()}
+            rows = dict(zip(("visits", "events"), ordered(**tables), strict=True))
+            for name, table in rows.items():
+                path = folder / name / f"{part}.parquet"
+                write_table(table, path, compression="none", use_dictionary=False)
+            for path, columns in timeline.items():
+                table = rows[Path(path).name]
+                if "token_order" in table.column_names:
+                    of_event = meant.take(pc.subtract(table["token_order"], ONE))
+                    for name in meant.column_names:
+                        table = table.append_column(name, of_event[name])
+                ascending = [name for name in ASCENDING if name in columns]
+                write_table(
+                    table.select(columns),
+                    Path(path) / f"{part}.parquet",
+                    compression="zstd",
+                    use_dictionary=[name for name in columns if name not in ascending],
+                    write_statistics=["person_id"],
+                    column_encoding=dict.fromkeys(ascending, "DELTA_BINARY_PACKED"),
+                )
+
+        self.side_by_side(write, histories)
 
     def write_tokens(
         self,
         folder: Path,
         parts: dict[str, dict[str, str | None]],
+        rows: str,
         words: dict[str, str],
         names: dict[str, str],
         counts: str,
     ) -> None:
-        """Write a file of tokens for each part; to a table, how many training has."""
+        """Write a file of tokens for each part; to a table, how many training has.
+
+        `rows`: the folder that order() wrote to.
+        """
         known = Words.of({key: self.query(query) for key, query in words.items()})
         named = {
             key: self.query(query)["name"].combine_chunks()
@@ -68,6 +133,9 @@ class Plugin(BasePlugin):
                 key: self.query(query) if query else None
                 for key, query in parts[part].items()
             }
+            for name in ("visits", "events"):
+                file = pq.ParquetFile(Path(rows) / name / f"{part}.parquet")
+                tables[name] = file.read()
             return write_tokens(
                 known, **tables, names=named, path=folder / f"{part}.parquet"
             )
@@ -129,13 +197,6 @@ class Plugin(BasePlugin):
     def threads(self) -> int:
         """Return how many threads DuckDB has."""
         return int((self.creds.settings or {}).get("threads", 1))
-
-    def run(self, statements: list[str]) -> None:
-        """Run statements in turn."""
-        cursor = self.connection.cursor()
-        for statement in statements:
-            cursor.execute(statement)
-        cursor.close()
 
     def query(self, query: str) -> pa.Table:
         """Return the rows of a query."""

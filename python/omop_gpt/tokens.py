@@ -9,7 +9,7 @@ are: DuckDB would look up and compress each name anew. Imports neither dbt nor S
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from omop_gpt.pack import arrow, filled, numbers, positions
+from omop_gpt.columns import Columns, new_year
+from omop_gpt.pack import arrow, numbers, positions
 
 NAME = pa.dictionary(pa.int32(), pa.string())
 TOKENS = pa.schema(
@@ -34,49 +35,16 @@ TOKENS = pa.schema(
 )
 ROWS_PER_GROUP = 1_000_000
 TRAIN = 0  # of the splits
-STEPS_PER_PIECE = 100_000  # what is looked up of them stays in a processor's cache
-OPENS, EVENT, CLOSES = range(3)  # steps of a history
+ROWS_PER_PIECE = 100_000  # what is looked up of them stays in a processor's cache
+ROLES = ("gap", "move", "end")  # of days that are spelled
 MISSING = -1  # what the language cannot say
 NO_WORD = -2
 NOT_SPELLED = 0, np.array([[MISSING, NO_WORD, NO_WORD]])
 
-# (rows, ids): a token of each of some rows, which ascend
+# (kind or role, rows, values): what some rows, which ascend, say by a word or more
+Said = tuple[str, np.ndarray, np.ndarray | None]
+# (rows, ids): a token of each of some rows
 Placed = Iterator[tuple[np.ndarray, np.ndarray]]
-
-
-class Columns:
-    """Columns of a table as numbers, NULL or not."""
-
-    def __init__(self, table: pa.Table) -> None:
-        """Keep them, each in one piece."""
-        self.columns = {
-            name: table[name].combine_chunks() for name in table.column_names
-        }
-        self.size = table.num_rows
-
-    def rows(self, name: str) -> np.ndarray:
-        """Return the rows where a column is not NULL (R,)."""
-        column = self.columns[name]
-        if column.null_count == 0:
-            return np.arange(self.size)
-        if column.null_count == self.size:
-            return np.arange(0)
-        return np.flatnonzero(numbers(column.is_valid().cast(pa.uint8())))
-
-    def values(
-        self, name: str, rows: np.ndarray | None = None, null: int = 0
-    ) -> np.ndarray:
-        """Return the values of a column (N,), or those of rows (R,)."""
-        column = self.columns[name]
-        values = numbers(filled(column, null) if column.null_count else column)
-        return values if rows is None else values[rows]
-
-    def groups(self, name: str) -> Iterator[tuple[str, np.ndarray]]:
-        """Tell each word of a column, and its rows (R,)."""
-        words = self.columns[name].dictionary_encode()
-        codes = numbers(words.indices)
-        for code, word in enumerate(words.dictionary.to_pylist()):
-            yield word, np.flatnonzero(codes == code)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,70 +117,128 @@ class Words:
             yield rows[goes_on], words[goes_on]
 
 
-def placed(words: Words, steps: Columns, persons: Columns) -> Placed:
-    """Tell the tokens of steps, place by place, as int_tokens_placed has them.
+class Histories:
+    """What the histories of persons say, and in which row of theirs.
 
-    `persons`: those whose histories open, in the order of these steps.
+    A row opens the history, is a visit or a loose day, an event, or closes the history.
+    Of Columns of persons, whose ids ascend, and of all their visits and events, in
+    order: VISITS and EVENTS of omop_gpt.ordering.
     """
-    step = steps.values("step")
-    opening = np.flatnonzero(step == OPENS)
-    opens_visit = steps.values("opens_visit").astype(bool)
-    dies = (step == CLOSES) & steps.values("has_date").astype(bool)
 
-    def spell(role: str, name: str, is_there: np.ndarray) -> Placed:
-        rows = np.flatnonzero(is_there)
-        return words.spell(role, rows, steps.values(name, rows))
+    def __init__(self, persons: Columns, visits: Columns, events: Columns) -> None:
+        """Give each its row."""
+        self.persons, self.visits, self.events = persons, visits, events
+        ids = persons.values("person_id")
+        self.person = np.searchsorted(ids, visits.values("person_id"))
+        self.counts = visits.values("event_count").astype(np.int64)
+        self.visit = np.repeat(np.arange(visits.size), self.counts)
+        self.first = np.cumsum(self.counts) - self.counts
+        rows = 2 + np.bincount(self.person, 1 + self.counts, minlength=persons.size)
+        self.starts = np.append(0, np.cumsum(rows)).astype(np.int64)
+        self.opening, self.closing = self.starts[:-1], self.starts[1:] - 1
+        self.visit_rows = np.arange(visits.size) + self.first + 2 * self.person + 1
+        number = np.arange(events.size) - self.first[self.visit]
+        self.event_rows = self.visit_rows[self.visit] + number + 1
+        self.is_first = number == 0
 
-    def say(kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-        rows = steps.rows(name)
-        return rows, words.of_kind(kind, steps.values(name, rows))
+    def said(self) -> Iterator[Said]:
+        """Tell words, place by place: kind or role, rows (R,), what they say (R,).
 
-    def single(kind: str, is_there: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.flatnonzero(is_there)
-        return rows, np.full(len(rows), words.singles[kind])
+        What int_histories_ordered says of its steps, and in which order.
+        """
+        yield from self.said_of_visits()
+        yield "eos", self.closing, None
+        yield from self.said_of_events()
 
-    def say_number(kind: str, name: str) -> Placed:
-        # where training has no bin, the number is unknown
-        is_unbinned = steps.values(f"is_unbinned_{kind}").astype(bool)
-        if is_unbinned.any():
-            yield single(f"{kind}_unknown", is_unbinned)
-        yield say(kind, name)
+    def said_of_visits(self) -> Iterator[Said]:
+        """Tell what opens histories and visits, and what leads to them."""
+        visits, persons = self.visits, self.persons
+        end = visits.values("visit_end_date")
+        # what closes a visit, before the next row: from its last event to its end
+        last = visits.values("visit_start_date").copy()
+        has_events = np.flatnonzero(self.counts)
+        last_events = (self.first + self.counts - 1)[has_events]
+        last[has_events] = self.events.values("event_date", last_events)
+        after, days = self.visit_rows + self.counts + 1, end - last
+        moves = np.flatnonzero(days)
+        yield "move", after[moves], days[moves]
+        rows = visits.rows("discharged_to_concept_id")
+        yield "discharge", after[rows], visits.values("discharged_to_concept_id", rows)
+        yield "gap", self.visit_rows, visits.values("gap_days")
+        # a death is so many days after the last visit, or 1 January
+        dead = persons.rows("death_date")
+        death_date = persons.values("death_date", dead)
+        before = new_year(death_date)
+        visits_so_far = np.searchsorted(self.person, dead, side="right")
+        last_visit = np.maximum(visits_so_far - 1, 0)
+        if visits.size:
+            has_visit = (visits_so_far > 0) & (self.person[last_visit] == dead)
+            before[has_visit] = end[last_visit[has_visit]]
+        yield "gap", self.closing[dead], death_date - before
 
-    # what closes the visit before, and leads here
-    yield from spell("move", "closing_days", steps.values("closing_days") != 0)
-    yield say("discharge", "closing_discharged_to_concept_id")
-    yield from spell("gap", "gap_days", opens_visit | dies)
-    # what opens a history, and its demographics
-    yield opening, np.full(len(opening), words.singles["bos"])
-    for kind, name in (("year", "start_year"), ("age", "age_years")):
-        told = persons.rows(name)
-        ids = np.full(len(opening), words.singles.get(f"{kind}_unknown", MISSING))
-        ids[told] = words.of_kind(kind, persons.values(name, told))
-        yield opening, ids
-    for kind in ("gender", "race", "ethnicity"):
-        yield opening, words.of_kind(kind, persons.values(f"{kind}_concept_id"))
-    # a visit, or the end
-    if dies.any():
-        yield single("death", dies)
-    is_loose = steps.values("is_loose").astype(bool)
-    if is_loose.any():
-        yield single("no_visit", opens_visit & is_loose)
-    rows = np.flatnonzero(opens_visit & ~is_loose)
-    concepts = steps.values("visit_concept_id", rows)
-    yield rows, words.of_kind("visit", concepts)
-    yield single("eos", step == CLOSES)
-    # an event with its values
-    yield from spell("move", "move_days", steps.values("move_days") != 0)
-    yield say("hour", "new_hour")
-    rows = steps.rows("token_order")
-    yield rows, words.of_events(steps.values("token_order", rows))
-    yield from say_number("number", "value_bin")
-    yield say("operator", "operator_concept_id")
-    yield say("value_concept", "value_as_concept_id")
-    yield from say_number("quantity", "quantity_bin")
-    yield say("days_supply", "days_supply")
-    rows = steps.rows("end_days")
-    yield from words.spell("end", rows, steps.values("end_days", rows))
+        yield "bos", self.opening, None
+        for kind, name in (("year", "start_year"), ("age", "age_years")):
+            is_unknown = persons.nulls(name)
+            yield f"{kind}_unknown", self.opening[is_unknown], None
+            yield kind, self.opening[~is_unknown], persons.values(name)[~is_unknown]
+        for kind in ("gender", "race", "ethnicity"):
+            yield kind, self.opening, persons.values(f"{kind}_concept_id")
+
+        yield "death", self.closing[dead], None
+        is_loose = visits.values("is_loose").astype(bool)
+        yield "no_visit", self.visit_rows[is_loose], None
+        concepts = visits.values("visit_concept_id")[~is_loose]
+        yield "visit", self.visit_rows[~is_loose], concepts
+
+    def said_of_events(self) -> Iterator[Said]:
+        """Tell events with their values."""
+        events, is_first = self.events, self.is_first
+        date = events.values("event_date")
+        before = np.roll(date, 1)
+        before[is_first] = self.visits.values("visit_start_date")[self.visit[is_first]]
+        days = date - before
+        moves = np.flatnonzero(days)
+        yield "move", self.event_rows[moves], days[moves]
+        if events.has("hour"):
+            # a change of day or visit resets the hour to unknown
+            hour = events.values("hour", null=-1)
+            is_new = is_first | (days != 0) | (np.diff(hour, prepend=-1) != 0)
+            rows = np.flatnonzero(is_new & (hour >= 0))
+            yield "hour", self.event_rows[rows], hour[rows]
+        yield "event", self.event_rows, events.values("token_order")
+        yield from self.said_number("number", "value_as_number", "value_bin")
+        yield self.said_of("operator", "operator_concept_id")
+        yield self.said_of("value_concept", "value_as_concept_id")
+        yield from self.said_number("quantity", "quantity", "quantity_bin")
+        yield self.said_of("days_supply", "days_supply")
+        rows = events.rows("end_date")
+        yield "end", self.event_rows[rows], events.values("end_date", rows) - date[rows]
+
+    def said_of(self, kind: str, name: str) -> tuple[str, np.ndarray, np.ndarray]:
+        """Tell a column of events."""
+        rows = self.events.rows(name)
+        return kind, self.event_rows[rows], self.events.values(name, rows)
+
+    def said_number(self, kind: str, number: str, bins: str) -> Iterator[Said]:
+        """Tell numbers by their bins; where training has no bin, one is unknown."""
+        is_unknown = self.events.nulls(bins) & ~self.events.nulls(number)
+        yield f"{kind}_unknown", self.event_rows[is_unknown], None
+        yield self.said_of(kind, bins)
+
+
+def placed(words: Words, said: Iterable[Said]) -> Placed:
+    """Tell the tokens of what is said, place by place."""
+    for kind, rows, values in said:
+        if not len(rows):
+            continue
+        if values is None:
+            yield rows, np.full(len(rows), words.singles.get(kind, MISSING))
+        elif kind == "event":
+            yield rows, words.of_events(values)
+        elif kind in ROLES:
+            yield from words.spell(kind, rows, values)
+        else:
+            yield rows, words.of_kind(kind, values)
 
 
 def in_rows(placed: Placed, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -230,32 +256,43 @@ def in_rows(placed: Placed, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tokens_of(
-    words: Words, steps: pa.Table, persons: pa.Table
+    words: Words, persons: pa.Table, visits: pa.Table, events: pa.Table
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return how many tokens each person has (P,), and all of them (T,).
 
-    A few persons at a time. Raises RuntimeError if the steps are not theirs.
+    A few persons at a time. Raises RuntimeError if the visits or events are not theirs.
     """
-    opening = np.flatnonzero(numbers(steps["step"]) == OPENS)
-    if not np.array_equal(
-        numbers(steps["person_id"])[opening], numbers(persons["person_id"])
+    person_id = numbers(persons["person_id"])
+    person = numbers(visits["person_id"])
+    of_event = np.repeat(person, numbers(visits["event_count"]))
+    if (
+        not np.isin(person[positions(person)[0][: len(person)]], person_id).all()
+        or (person[1:] < person[:-1]).any()
+        or not np.array_equal(of_event, numbers(events["person_id"]))
     ):
         raise RuntimeError("the histories of the timeline are not those of its persons")
-    starts = np.append(opening, steps.num_rows)
-    firsts = np.searchsorted(opening, np.arange(0, steps.num_rows, STEPS_PER_PIECE))
+    first_visits = np.append(np.searchsorted(person, person_id), len(person))
+    first_events = np.append(np.searchsorted(of_event, person_id), len(of_event))
+    rows = first_visits + first_events + 2 * np.arange(len(first_visits))
+    cuts = np.searchsorted(rows, np.arange(0, rows[-1], ROWS_PER_PIECE))
     lengths, token_ids = [], []
-    for first, last in pairwise(np.unique(np.append(firsts, len(opening))).tolist()):
-        size = int(starts[last] - starts[first])
-        counts, of_piece = in_rows(
-            placed(
-                words,
-                Columns(steps.slice(int(starts[first]), size)),
-                Columns(persons.slice(first, last - first)),
-            ),
-            size,
+    for piece in pairwise(np.unique(np.append(cuts, len(person_id))).tolist()):
+        histories = Histories(
+            *(
+                Columns(
+                    table.slice(starts[piece[0]], starts[piece[1]] - starts[piece[0]])
+                )
+                for table, starts in (
+                    (persons, np.arange(len(person_id) + 1)),
+                    (visits, first_visits),
+                    (events, first_events),
+                )
+            )
         )
+        size = int(histories.starts[-1])
+        counts, of_piece = in_rows(placed(words, histories.said()), size)
         ends = np.append(0, np.cumsum(counts))
-        lengths.append(np.diff(ends[starts[first : last + 1] - starts[first]]))
+        lengths.append(np.diff(ends[histories.starts]))
         token_ids.append(of_piece)
     nobody = np.zeros(0, dtype=np.int32)
     return np.concatenate([nobody, *lengths]), np.concatenate([nobody, *token_ids])
@@ -263,49 +300,45 @@ def tokens_of(
 
 def write_tokens(
     words: Words,
-    steps: pa.Table,
     persons: pa.Table,
+    visits: pa.Table,
+    events: pa.Table,
     earlier: pa.Table | None,
     names: Mapping[str, pa.Array],
     path: Path,
 ) -> np.ndarray:
     """Write the tokens of whole persons to a file (TOKENS).
 
-    Returns what is counted() of training. `steps` and `persons` are what dbt's
-    steps_of_part() and persons_of_part() ask for; `earlier`: person_id, split_order and
-    token_id of other persons, each in order, that are taken over. `names`: of `split`
-    by split_order, of `token` and `kind` by token_id.
+    Returns what is counted() of training. `persons`: what dbt's persons_of_part() asks
+    for; `visits` and `events`: all of theirs, ordered(). `earlier`: person_id,
+    split_order and token_id of other persons, each in order, that are taken over.
+    `names`: of `split` by split_order, of `token` and `kind` by token_id.
     """
-    order = order_of(numbers(steps["person_id"]), numbers(steps["step_order"]))
-    if order is not None:
-        steps = steps.take(arrow(order))
-    lengths, token_id = tokens_of(words, steps, persons)
-    person_id, split_order = (
-        np.repeat(numbers(persons[name]), lengths)
-        for name in ("person_id", "split_order")
-    )
+    lengths, token_id = tokens_of(words, persons, visits, events)
+    ids, split_order = (numbers(persons[name]) for name in ("person_id", "split_order"))
     if earlier is not None:
-        person_id, split_order, token_id = (
-            np.append(column, numbers(earlier[name]))
-            for name, column in (
-                ("person_id", person_id),
-                ("split_order", split_order),
-                ("token_id", token_id),
-            )
+        first, _ = positions(numbers(earlier["person_id"]))
+        first = first[: earlier.num_rows]  # nobody has no first row
+        ids, split_order = (
+            np.append(column, numbers(earlier[name])[first])
+            for name, column in (("person_id", ids), ("split_order", split_order))
         )
-        order = np.argsort(person_id, kind="stable")
-        person_id, split_order, token_id = (
-            column[order] for column in (person_id, split_order, token_id)
-        )
+        lengths = np.append(lengths, np.diff(np.append(first, earlier.num_rows)))
+        order = np.argsort(ids)
+        starts = (np.cumsum(lengths) - lengths)[order]
+        ids, split_order, lengths = ids[order], split_order[order], lengths[order]
+        token_id = np.append(token_id, numbers(earlier["token_id"]))[
+            np.repeat(starts, lengths) + positions_of(lengths) - 1
+        ]
     # what the language cannot say is -1, and has no name
     is_unknown = token_id == MISSING
     known = np.maximum(token_id, 0)
     kinds = names["kind"].dictionary_encode()
     kind_of = numbers(kinds.indices)
     columns = [
-        arrow(person_id),
-        named(split_order.astype(np.int32), names["split"]),
-        arrow(positions(person_id)[1].astype(np.int32)),
+        arrow(np.repeat(ids, lengths)),
+        named(np.repeat(split_order.astype(np.int32), lengths), names["split"]),
+        arrow(positions_of(lengths)),
         arrow(token_id),
         named(known, names["token"], is_unknown),
         named(kind_of[known], kinds.dictionary, is_unknown),
@@ -323,33 +356,37 @@ def write_tokens(
             "position": "DELTA_BINARY_PACKED",
         },
     )
-    is_counted = (split_order == TRAIN) & ~is_unknown
-    return counted(person_id[is_counted], token_id[is_counted], len(names["token"]))
+    is_train = split_order == TRAIN
+    of_train = token_id[np.repeat(is_train, lengths)]
+    return counted(lengths[is_train], of_train, len(names["token"]))
 
 
-def counted(person_id: np.ndarray, token_id: np.ndarray, size: int) -> np.ndarray:
+def positions_of(lengths: np.ndarray) -> np.ndarray:
+    """Return the positions (T,) of tokens of persons, so many of each (P,)."""
+    ends = np.cumsum(lengths, dtype=np.int32)
+    places = np.arange(1, 1 + lengths.sum(), dtype=np.int32)
+    places -= np.repeat(ends - lengths.astype(np.int32), lengths)
+    return places
+
+
+def counted(lengths: np.ndarray, token_id: np.ndarray, size: int) -> np.ndarray:
     """Count how often each token is there, and in how many persons: (2, size).
 
-    `person_id`, which ascends, and `token_id` (T,), of each position of histories.
+    `token_id` (T,): of persons who have so many each (P,); MISSING is not counted.
     """
     counts = np.zeros((2, size), dtype=np.int64)
-    starts = np.append(positions(person_id)[0], len(person_id))
-    cuts = np.searchsorted(starts, np.arange(0, len(person_id), STEPS_PER_PIECE))
-    for first, last in pairwise(np.unique(np.append(starts[cuts], len(person_id)))):
-        of_piece, persons = token_id[first:last], person_id[first:last]
-        person = np.cumsum(np.diff(persons, prepend=persons[0]) != 0)
-        pairs = np.sort(person * size + of_piece)
+    starts = np.append(0, np.cumsum(lengths))
+    cuts = np.searchsorted(starts, np.arange(0, len(token_id), ROWS_PER_PIECE))
+    for first, last in pairwise(np.unique(np.append(cuts, len(lengths))).tolist()):
+        of_piece = token_id[starts[first] : starts[last]]
+        pairs = np.repeat(np.arange(last - first) * size, lengths[first:last])
+        pairs += of_piece
+        if (is_missing := of_piece == MISSING).any():
+            of_piece, pairs = of_piece[~is_missing], pairs[~is_missing]
+        pairs.sort()
         of_pairs = pairs[np.diff(pairs, prepend=-1) > 0] % size
         counts += [np.bincount(ids, minlength=size) for ids in (of_piece, of_pairs)]
     return counts
-
-
-def order_of(person_id: np.ndarray, place: np.ndarray) -> np.ndarray | None:
-    """Return the rows (N,) in the order of persons and places; None: as they lie."""
-    is_behind = (person_id[1:] < person_id[:-1]) | (
-        (person_id[1:] == person_id[:-1]) & (place[1:] < place[:-1])
-    )
-    return np.lexsort((place, person_id)) if is_behind.any() else None
 
 
 def named(

@@ -26,24 +26,14 @@ hashed as (
         select
             person_id,
             '{{ table }}' as table_name,
-            hash({{ columns | join(', ') }}) as row_hash
+            count(*) as row_count,
+            sum(hash({{ columns | join(', ') }})) as hash_sum
         from {{ ref(table) }}
+        where person_id is not null
+        group by 1
         {{- "\n\n        union all" if not loop.last }}
     {%- endfor %}
 
-),
-
-summed as (
-
-    select
-        person_id,
-        table_name,
-        count(*) as row_count,
-        sum(row_hash) as hash_sum
-    from hashed
-    where person_id is not null
-    group by 1, 2
-
 )
 
-select * from summed
+select * from hashed

@@ -46,7 +46,8 @@ dates as (
     union all
     select person_id, event_date as a_date from events
     where
-        extract(year from event_date)
+        day_offset <> 0
+        and extract(year from event_date)
         <> extract(year from {{ dbt.dateadd('day', '-day_offset', 'event_date') }})
 
 ),
@@ -72,28 +73,31 @@ meanings as (
     from person_years
     union
     select 'age', a_year - year_of_birth, null from person_years
-    union
-    select 'gender', null, gender_concept_id from persons
-    union
-    select 'race', null, race_concept_id from persons
-    union
-    select 'ethnicity', null, ethnicity_concept_id from persons
-    union
-    select 'visit', null, visit_concept_id from visits
-    union
-    select 'discharge', null, discharged_to_concept_id from visits
-    union
-    select 'hour', hour, null from events
-    union
-    select 'operator', null, operator_concept_id from events
-    union
-    select 'value_concept', null, value_as_concept_id from events
-    union
-    select 'days_supply', days_supply, null from events
-    union
-    select 'number', value_bin, null from events
-    union
-    select 'quantity', quantity_bin, null from events
+    {%- for kind, column, table in [
+        ('gender', 'gender_concept_id', 'persons'),
+        ('race', 'race_concept_id', 'persons'),
+        ('ethnicity', 'ethnicity_concept_id', 'persons'),
+        ('visit', 'visit_concept_id', 'visits'),
+        ('discharge', 'discharged_to_concept_id', 'visits'),
+        ('operator', 'operator_concept_id', 'events'),
+        ('value_concept', 'value_as_concept_id', 'events'),
+    ] %}
+        union all
+        select distinct '{{ kind }}', cast(null as bigint), {{ column }}
+        from {{ table }}
+        where {{ column }} is not null
+    {%- endfor %}
+    {%- for kind, column in [
+        ('hour', 'hour'),
+        ('days_supply', 'days_supply'),
+        ('number', 'value_bin'),
+        ('quantity', 'quantity_bin'),
+    ] %}
+        union all
+        select distinct '{{ kind }}', {{ column }}, cast(null as bigint)
+        from events
+        where {{ column }} is not null
+    {%- endfor %}
 
 ),
 

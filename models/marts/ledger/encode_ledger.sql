@@ -58,6 +58,8 @@ events_written as (
     select
         event_tokens.source_table,
         count(*) as row_count,
+        -- of the source: those that repeat one another are one event
+        sum(events.row_count) as source_count,
         count(
             case
                 when events.value_as_number is not null and events.value_bin is null
@@ -78,12 +80,9 @@ events_written as (
 rows_written as (
 
     select
-        event_tokens.source_table,
-        sum(steps.row_count) as row_count
-    from {{ ref('int_histories_ordered') }} as steps
-    inner join {{ ref('int_event_tokens') }} as event_tokens
-        on steps.token_order = event_tokens.token_order
-    group by 1
+        source_table,
+        source_count as row_count
+    from events_written
     {%- if has_before() %}
     union all
     -- what is taken over was counted when it was encoded

@@ -1,5 +1,6 @@
 -- One row per event that is encoded, in the order of the sequence within its visit.
 {{ config(materialized='view') }}
+-- depends_on: {{ ref('int_histories_ordered') }}
 with
 
 events as (
@@ -10,8 +11,9 @@ events as (
         event_order,
         token_order,
         source_id,
+        row_count,
         event_date,
-        {{ days_between('visit_start_date', 'event_date') }} as day_offset,
+        day_offset,
         hour,
         value_as_number,
         value_bin,
@@ -21,8 +23,7 @@ events as (
         quantity_bin,
         days_supply,
         end_date
-    from {{ ref('int_histories_ordered') }}
-    where event_date is not null
+    from {{ ordered('events') }}
 
 ){%- if has_before() %},
 
@@ -36,6 +37,8 @@ united_with_kept as (
         earlier.event_order,
         event_tokens.token_order,
         earlier.source_id,
+        -- was counted when it was encoded
+        cast(null as int) as row_count,
         earlier.event_date,
         earlier.day_offset,
         earlier.hour,

@@ -3,12 +3,9 @@
 -- death if there is one (2). Rows of the source that repeat one another in all that is
 -- written of them are one event, known by the smallest id. The rows lie in this order:
 -- what comes after needs no other sort.
-{{ config(
-    pre_hook='{{ start_batches() }}',
-    post_hook={'sql': '{{ add_batches() }}', 'transaction': false}
-) }}
+{{ config(post_hook='{{ order_by_python() }}') }}
 -- depends_on: {{ ref('int_persons_anchored') }}
--- depends_on: {{ ref('int_events_checked') }}
+-- depends_on: {{ ref('int_event_tokens') }}
 {%- set year_start
     = 'cast(' ~ dbt.date_trunc('year', 'visit_start_date') ~ ' as date)' %}
 with
@@ -29,75 +26,18 @@ persons as (
     where
         persons.reason is null
         and {{ is_new('persons.person_id') }}
-        and {{ is_in_batch('persons.part') }}
 
 ),
 
 visits as (
 
-    select
-        visits.person_id,
-        visits.part,
-        visits.visit_occurrence_id,
-        visits.repetition,
-        -- the visit that has the events of the id
-        case when visits.repetition = 1 then visits.visit_occurrence_id end
-            as id_of_events,
-        visits.visit_concept_id,
-        {{ coarse_date('visits.visit_start_date', 'anchors.anchor_date') }}
-            as visit_start_date,
-        {{ coarse_date('visits.visit_end_date', 'anchors.anchor_date') }}
-            as visit_end_date,
-        visits.discharged_to_concept_id
-    from {{ ref('int_visits_checked') }} as visits
-    {%- if var('att_type') != 'day' %}
-    inner join {{ ref('int_persons_anchored') }} as anchors
-        on visits.person_id = anchors.person_id
-    {%- endif %}
-    where
-        visits.reason is null
-        and {{ is_new('visits.person_id') }}
-        and {{ is_in_batch('visits.part') }}
-
-),
-
--- where the bins of a token's numbers start; the first takes whatever is smaller
-bin_starts as (
-
-    select
-        token_order,
-        field,
-        {{ collect(
-            "coalesce(low, cast('-infinity' as double))", order_by='bin'
-        ) }} as lows
-    from {{ ref('int_value_bins') }}
-    group by 1, 2
+    {{ visits_to_order() }}
 
 ),
 
 events as (
 
-    select
-        events.*,
-        -- NULL where training has no number of this token
-        cast(
-            {{ array_rank('numbers.lows', 'events.value_as_number') }} - 1 as int
-        ) as value_bin,
-        cast(
-            {{ array_rank('quantities.lows', 'events.quantity') }} - 1 as int
-        ) as quantity_bin
-    from {{ ref('int_events_written') }} as events
-    left join bin_starts as numbers
-        on
-            events.token_order = numbers.token_order
-            and numbers.field = 'number'
-            and events.value_as_number is not null
-    left join bin_starts as quantities
-        on
-            events.token_order = quantities.token_order
-            and quantities.field = 'quantity'
-            and events.quantity is not null
-    where {{ is_in_batch('events.part') }}
+    {{ events_to_order() }}
 
 ),
 
@@ -131,7 +71,9 @@ steps as (
     full outer join visits
         on
             events.person_id = visits.person_id
-            and events.visit_occurrence_id = visits.id_of_events
+            -- of the visits of an id the first has its events
+            and events.visit_occurrence_id
+            = case when visits.repetition = 1 then visits.visit_occurrence_id end
 
     {%- for step, start_date in [(0, 'cast(null as date)'), (2, 'death_date')] %}
 

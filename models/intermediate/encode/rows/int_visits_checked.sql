@@ -60,10 +60,9 @@ repeated_ids as (
     select
         person_id,
         visit_occurrence_id,
-        reason,
         count(*) as row_count
-    from placed
-    group by 1, 2, 3
+    from visits
+    group by 1, 2
     having count(*) > 1
 
 ),
@@ -87,7 +86,6 @@ repeated as (
             placed.person_id is not distinct from repeated_ids.person_id
             and placed.visit_occurrence_id
             is not distinct from repeated_ids.visit_occurrence_id
-            and placed.reason is not distinct from repeated_ids.reason
 
 ),
 
@@ -102,7 +100,6 @@ checked as (
             placed.person_id is not distinct from repeated_ids.person_id
             and placed.visit_occurrence_id
             is not distinct from repeated_ids.visit_occurrence_id
-            and placed.reason is not distinct from repeated_ids.reason
     where repeated_ids.row_count is null
 
     union all

@@ -1,6 +1,7 @@
 -- One row per visit or loose day that is encoded, in the order of the sequence.
 -- A loose day holds the events of one date that belong to no visit.
 {{ config(materialized='view') }}
+-- depends_on: {{ ref('int_histories_ordered') }}
 with
 
 visits as (
@@ -15,8 +16,7 @@ visits as (
         visit_end_date,
         discharged_to_concept_id,
         gap_days
-    from {{ ref('int_histories_ordered') }}
-    where opens_visit
+    from {{ ordered('visits') }}
 
 ){%- if has_before() %},
 
