@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from dbt.adapters.duckdb.plugins import BasePlugin
 
 from omop_gpt import histories
+from omop_gpt.encode import megabytes_of
 from omop_gpt.histories import Language
 from omop_gpt.ordering import ordered
 from omop_gpt.pack import arrow
@@ -81,18 +82,23 @@ class Plugin(BasePlugin):
         `timeline`: folders of files that stay, with their columns, of which a query of
         `meanings` tells those of an event by its token_order, which counts from 1.
         """
-        for path in (folder / "visits", folder / "events", *timeline):
-            Path(path).mkdir(parents=True, exist_ok=True)
+        for made in (folder / "visits", folder / "events", *timeline):
+            Path(made).mkdir(parents=True, exist_ok=True)
         meant = self.query(meanings)
 
         def write(part: str) -> None:
             tables = {key: self.query(query) for key, query in histories[part].items()}
             rows = dict(zip(("visits", "events"), ordered(**tables), strict=True))
             for name, table in rows.items():
-                path = folder / name / f"{part}.parquet"
-                write_table(table, path, compression="none", use_dictionary=False)
-            for path, columns in timeline.items():
-                table = rows[Path(path).name]
+                write_table(
+                    table,
+                    folder / name / f"{part}.parquet",
+                    compression="none",
+                    use_dictionary=False,
+                    write_statistics=False,
+                )
+            for stays, columns in timeline.items():
+                table = rows[Path(stays).name]
                 if "token_order" in table.column_names:
                     of_event = meant.take(pc.subtract(table["token_order"], ONE))
                     for name in meant.column_names:
@@ -100,7 +106,7 @@ class Plugin(BasePlugin):
                 ascending = [name for name in ASCENDING if name in columns]
                 write_table(
                     table.select(columns),
-                    Path(path) / f"{part}.parquet",
+                    Path(stays) / f"{part}.parquet",
                     compression="zstd",
                     use_dictionary=[name for name in columns if name not in ascending],
                     write_statistics=["person_id"],
@@ -190,8 +196,13 @@ class Plugin(BasePlugin):
                 add(waiting.popleft().result())
 
     def side_by_side(self, function: Any, items: Any) -> list[Any]:
-        """Call a function for each item, as many at once as DuckDB has threads."""
-        with ThreadPoolExecutor(self.threads()) as pool:
+        """Call a function for each item, as many at once as DuckDB has threads.
+
+        Not more than it has gigabytes: each part of a million persons needs up to one.
+        """
+        memory = megabytes_of(str((self.creds.settings or {}).get("memory_limit", "")))
+        at_once = min(self.threads(), max(memory // 1024, 1))
+        with ThreadPoolExecutor(at_once) as pool:
             return list(pool.map(function, items))
 
     def threads(self) -> int:
