@@ -1,10 +1,11 @@
 """Place, number and name the timeline's tokens, and write them as Parquet files.
 
 What int_tokens_placed and tokens say in SQL, and a test holds equal to them, some four
-times as fast: most joins find one of a handful of words. In come the steps of whole
-histories; out go TOKENS in the order of persons and positions. Names repeat a
-vocabulary of some thousand words, so they are written as the dictionaries that they
-are: DuckDB would look up and compress each name anew. Imports neither dbt nor Spark.
+times as fast: most joins find one of a handful of words. In come persons, with their
+visits and events in order; out go TOKENS in the order of persons and positions. Names
+repeat a vocabulary of some thousand words, so they are written as the dictionaries that
+they are: DuckDB would look up and compress each name anew. Imports neither dbt nor
+Spark.
 """
 
 from __future__ import annotations
@@ -117,8 +118,8 @@ class Words:
             yield rows[goes_on], words[goes_on]
 
 
-class Histories:
-    """What the histories of persons say, and in which row of theirs.
+class Records:
+    """What the records of persons say, and in which row of theirs.
 
     A row opens the history, is a visit or a loose day, an event, or closes the history.
     Of Columns of persons, whose ids ascend, and of all their visits and events, in
@@ -214,7 +215,7 @@ class Histories:
         rows = events.rows("end_date")
         yield "end", self.event_rows[rows], events.values("end_date", rows) - date[rows]
 
-    def said_of(self, kind: str, name: str) -> tuple[str, np.ndarray, np.ndarray]:
+    def said_of(self, kind: str, name: str) -> Said:
         """Tell a column of events."""
         rows = self.events.rows(name)
         return kind, self.event_rows[rows], self.events.values(name, rows)
@@ -277,7 +278,7 @@ def tokens_of(
     cuts = np.searchsorted(rows, np.arange(0, rows[-1], ROWS_PER_PIECE))
     lengths, token_ids = [], []
     for piece in pairwise(np.unique(np.append(cuts, len(person_id))).tolist()):
-        histories = Histories(
+        records = Records(
             *(
                 Columns(
                     table.slice(starts[piece[0]], starts[piece[1]] - starts[piece[0]])
@@ -289,10 +290,10 @@ def tokens_of(
                 )
             )
         )
-        size = int(histories.starts[-1])
-        counts, of_piece = in_rows(placed(words, histories.said()), size)
+        size = int(records.starts[-1])
+        counts, of_piece = in_rows(placed(words, records.said()), size)
         ends = np.append(0, np.cumsum(counts))
-        lengths.append(np.diff(ends[histories.starts]))
+        lengths.append(np.diff(ends[records.starts]))
         token_ids.append(of_piece)
     nobody = np.zeros(0, dtype=np.int32)
     return np.concatenate([nobody, *lengths]), np.concatenate([nobody, *token_ids])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import duckdb
@@ -333,3 +334,31 @@ def redrawn_in_vain(monkeypatch):
         return len(found)
 
     return check
+
+
+def unit_test_rows(table: dict) -> list[dict]:
+    """Return the rows that a unit test of dbt gives or expects."""
+    if table.get("format") == "csv":
+        return list(csv.DictReader(StringIO(table["rows"])))
+    return table["rows"]
+
+
+def warehouse_of(
+    given: list[dict], tables: dict[str, str]
+) -> duckdb.DuckDBPyConnection:
+    """Make tables by their columns' types, with the rows that a unit test gives."""
+    con = duckdb.connect()
+    for name, columns in tables.items():
+        con.execute(f"create table {name} ({columns})")
+    for table in given:
+        name = table["input"].split("'")[1]
+        for row in unit_test_rows(table):
+            there = {
+                key: value for key, value in row.items() if value not in ("", None)
+            }
+            con.execute(
+                f"insert into {name} ({', '.join(there)}) "
+                f"values ({', '.join('?' * len(there))})",
+                list(there.values()),
+            )
+    return con

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-from io import StringIO
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 
-import duckdb
 import jinja2
 import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from conftest import unit_test_rows, warehouse_of
 from omop_gpt import ordering
 from omop_gpt.columns import Columns
 from omop_gpt.ordering import WRITTEN, in_order, ordered
-from omop_gpt.tokens import Histories
+from omop_gpt.tokens import Records
 
 PROJECT = Path(__file__).parents[2]
 UNIT_TESTS = [
@@ -52,27 +50,9 @@ def cases() -> list[dict]:
     ]
 
 
-def rows_of(table: dict) -> list[dict]:
-    if table.get("format") == "csv":
-        return list(csv.DictReader(StringIO(table["rows"])))
-    return table["rows"]
-
-
 def histories_of(case: dict) -> tuple[pa.Table, pa.Table, pa.Table]:
     """Return persons, visits and events of a unit test, as dbt asks for them."""
-    con = duckdb.connect()
-    for name, columns in TABLES.items():
-        con.execute(f"create table {name} ({columns})")
-    for table in case["given"]:
-        for row in rows_of(table):
-            there = {
-                key: value for key, value in row.items() if value not in ("", None)
-            }
-            con.execute(
-                f"insert into {table['input'].split(chr(39))[1]} "
-                f"({', '.join(there)}) values ({', '.join('?' * len(there))})",
-                list(there.values()),
-            )
+    con = warehouse_of(case["given"], TABLES)
     scheme = case.get("overrides", {}).get("vars", {}).get("att_type", "day")
     macros = (
         jinja2.Environment(extensions=["jinja2.ext.do"])
@@ -127,15 +107,15 @@ def steps_of(persons: pa.Table, visits: pa.Table, events: pa.Table) -> list[dict
     }  # fmt: skip
     told = pa.table({**dict(zip(persons.column_names, persons.columns, strict=True)),
                      **unknown})  # fmt: skip
-    histories = Histories(Columns(told), Columns(visits), Columns(events))
+    records = Records(Columns(told), Columns(visits), Columns(events))
     said: dict[int, dict] = {}
-    for kind, rows, values in histories.said():
+    for kind, rows, values in records.said():
         for place, row in enumerate(rows.tolist()):
             said.setdefault(row, {})[kind] = None if values is None else values[place]
     steps = []
     of_visit, of_event = iter(visits.to_pylist()), iter(events.to_pylist())
     for person, opening, closing in zip(
-        persons.to_pylist(), histories.opening, histories.closing, strict=True
+        persons.to_pylist(), records.opening, records.closing, strict=True
     ):
         steps.append({"person_id": person["person_id"], "step": 0})
         row = int(opening) + 1
@@ -180,7 +160,7 @@ def test_histories_are_ordered_as_the_query_orders_them(case):
     persons, visits, events = histories_of(case)
     steps = steps_of(persons, *ordered(persons, visits, events))
     flags = ("opens_visit", "is_loose", "is_new_hour")
-    expected = rows_of(case["expect"])
+    expected = unit_test_rows(case["expect"])
     found = [
         {
             name: str(step.get(name) or False).lower()
@@ -202,7 +182,7 @@ def test_a_step_of_a_unit_test_is_wrong_when_it_is_changed():
     )
     persons, visits, events = histories_of(case)
     steps = steps_of(persons, *ordered(persons, visits, events.slice(1)))
-    assert len(steps) == len(rows_of(case["expect"])) - 1
+    assert len(steps) == len(unit_test_rows(case["expect"])) - 1
 
 
 LARGE = 2**63 - 1

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import subprocess
 import sys
-from io import StringIO
 from pathlib import Path
 
-import duckdb
 import jinja2
 import numpy as np
 import pyarrow as pa
@@ -16,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import unit_test_rows, warehouse_of
 from omop_gpt import tokens
 from omop_gpt.ordering import EVENTS, VISITS
 from omop_gpt.tokens import ROWS_PER_GROUP, Words, in_rows, placed, write_tokens
@@ -48,30 +46,11 @@ def cases() -> list[dict]:
     return yaml.safe_load((PROJECT / UNIT_TESTS).read_text())["unit_tests"]
 
 
-def rows_of(table: dict) -> list[dict]:
-    if table.get("format") == "csv":
-        return list(csv.DictReader(StringIO(table["rows"])))
-    return table["rows"]
-
-
 class Queries:
     """The queries of the macros that write tokens, of tables of their own."""
 
     def __init__(self, given: list[dict]) -> None:
-        self.con = duckdb.connect()
-        for name, columns in TABLES.items():
-            self.con.execute(f"create table {name} ({columns})")
-        for table in given:
-            name = table["input"].split("'")[1]
-            for row in rows_of(table):
-                there = {
-                    key: value for key, value in row.items() if value not in ("", None)
-                }
-                self.con.execute(
-                    f"insert into {name} ({', '.join(there)}) "
-                    f"values ({', '.join('?' * len(there))})",
-                    list(there.values()),
-                )
+        self.con = warehouse_of(given, TABLES)
         # a unit test need not say in which part its persons are
         self.con.execute(
             "update int_persons_started as persons set part = steps.part "
@@ -204,7 +183,7 @@ def test_tokens_are_placed_as_the_query_places_them(case):
             # there may be more places than a unit test looks at, but not fewer tokens
             [int(row[name]) for name in row if name.startswith("token_") and row[name]],
         )
-        for row in rows_of(case["expect"])
+        for row in unit_test_rows(case["expect"])
     )
 
 
