@@ -38,7 +38,7 @@
         {%- if not has_before() %}
             {%- for name in ['visits', 'events'] %}
                 {%- do timeline.update({
-                    dbt.escape_single_quotes(var('timeline_folder')) ~ '/' ~ name:
+                    var('timeline_folder') ~ '/' ~ name:
                         graph.nodes['model.omop_gpt.' ~ name].columns | list
                 }) %}
             {%- endfor %}

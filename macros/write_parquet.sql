@@ -130,7 +130,8 @@
             }) %}
         {%- endfor %}
         {%- set of_vocabulary = ' from ' ~ ref('int_vocabulary') ~ ' order by token_id' %}
-        {%- do adapter.store_relation('plugin', this, [], table_folder, 'parquet', {
+        {%- set tokens_folder = folder ~ '/' ~ this.identifier %}
+        {%- do adapter.store_relation('plugin', this, [], tokens_folder, 'parquet', {
             'parts': parts,
             'rows': rows_folder(),
             'words': word_queries(),

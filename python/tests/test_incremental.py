@@ -84,16 +84,13 @@ def run_with(source: Path, output: Path, variables: dict, **options: object) -> 
 
 @pytest.fixture(scope="module")
 def encodes(sources, tmp_path_factory):
-    """Encode the first source; go on from it, once by persons and once with all.
-
-    By persons, and in as many batches as there are parts.
-    """
-    root = tmp_path_factory.mktemp("encodes")
+    """Encode the first source; go on from it, once by persons and once with all."""
+    root = tmp_path_factory.mktemp("it's encodes")
     before, later = sources
     run(before, root / "first")
     for name in ("gone_on", "all_again"):
         shutil.copytree(root / "first", root / name)
-    run_with(later, root / "gone_on", {"rows_per_batch": 1})
+    run(later, root / "gone_on")
     run_with(later, root / "all_again", {"encode_all": True})
     run(later, root / "anew")
     return root
@@ -158,13 +155,10 @@ def test_the_run_says_who_stays_and_how_far_bins_have_drifted(
     assert anew.execute("select max(drift) from ledger.bin_drift").fetchone() == (0.0,)
 
 
-def test_a_refit_is_an_encode_of_its_own_whatever_the_batches(
-    encodes, sources, tmp_path
-):
+def test_a_refit_is_an_encode_of_its_own_whatever_the_cores(encodes, sources, tmp_path):
     shutil.copytree(encodes / "first", tmp_path / "out")
-    # two at once, and whichever ends first is the first in its table
-    batches = {"rows_per_batch": 1}
-    run_with(sources[1], tmp_path / "out", batches, refit=True, cores=2)
+    # two parts at once, and whichever ends first
+    run(sources[1], tmp_path / "out", refit=True, cores=2)
     assert contents(tmp_path / "out") == contents(encodes / "anew")
 
 
