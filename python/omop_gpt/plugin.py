@@ -7,6 +7,7 @@ its own: they see what was committed before.
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -82,8 +83,10 @@ class Plugin(BasePlugin):
         `timeline`: folders of files that stay, with their columns, of which a query of
         `meanings` tells those of an event by its token_order, which counts from 1.
         """
-        for made in (folder / "visits", folder / "events", *timeline):
-            Path(made).mkdir(parents=True, exist_ok=True)
+        for made in map(Path, (folder / "visits", folder / "events", *timeline)):
+            # an earlier run may have left more parts than there are now
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir(parents=True)
         meant = self.query(meanings)
 
         def write(part: str) -> None:

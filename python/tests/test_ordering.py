@@ -6,15 +6,18 @@ from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 
+import duckdb
 import jinja2
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import unit_test_rows, warehouse_of
 from omop_gpt import ordering
 from omop_gpt.columns import Columns
 from omop_gpt.ordering import WRITTEN, in_order, ordered
+from omop_gpt.plugin import Plugin
 from omop_gpt.tokens import Records
 
 PROJECT = Path(__file__).parents[2]
@@ -423,3 +426,47 @@ def test_numbers_with_a_point_are_in_order():
     last_is_null = in_order(ordering.keys(Columns(table), "number")).tolist()
     assert last_is_null[:3] + last_is_null[5:] == [0, 1, 2, 5, 6, 7, 8]
     assert in_order(ordering.keys(Columns(table), "number", nulls_first=True))[0] == 8
+
+
+def test_files_of_an_earlier_run_do_not_stay(tmp_path):
+    tables = dict(
+        zip(
+            ("persons", "visits", "events"),
+            dirty(np.random.default_rng(1)),
+            strict=True,
+        )
+    )
+    plugin = Plugin.__new__(Plugin)
+    plugin.connection = duckdb.connect()
+    plugin.creds = SimpleNamespace(settings={"threads": 2, "memory_limit": "4GB"})
+    for name, table in tables.items():
+        plugin.connection.register("rows", table)
+        plugin.connection.execute(f"create table {name} as from rows")
+    queries = {
+        name: f"from {name}{' order by person_id' * (name == 'persons')}"
+        for name in tables
+    }
+    rows, timeline = tmp_path / "timeline.rows", tmp_path / "timeline"
+    columns = {
+        "visits": ["person_id", "visit_order"],
+        "events": ["person_id", "source_table", "source_id"],
+    }
+    asked = {
+        "timeline": {str(timeline / name): names for name, names in columns.items()},
+        "meanings": "select unnest(['a', 'b', 'c']) as source_table",
+    }
+    parts = [f"part-0{part}" for part in range(3)]
+    plugin.order(rows, dict.fromkeys(parts, queries), **asked)
+    plugin.order(rows, {parts[0]: queries}, **asked)
+    expected = dict(zip(("visits", "events"), ordered(**tables), strict=True))
+    for name in columns:
+        for folder in (rows, timeline):
+            (file,) = (folder / name).iterdir()
+            assert file.name == "part-00.parquet"
+            found = pq.ParquetFile(file).read()
+            assert found["person_id"] == expected[name]["person_id"]
+        assert found.column_names == columns[name]
+    meant = [
+        "abc"[order - 1] for order in expected["events"]["token_order"].to_pylist()
+    ]
+    assert found["source_table"].to_pylist() == meant
