@@ -88,8 +88,15 @@ def first_rows(table: pa.Table) -> np.ndarray:
 def positions(person_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the first row of each person, and the rows (N,) counted from 1 in each."""
     starts = np.append(0, np.flatnonzero(np.diff(person_id)) + 1)
-    lengths = np.diff(np.append(starts, len(person_id)))
-    return starts, np.arange(1, len(person_id) + 1) - np.repeat(starts, lengths)
+    return starts, positions_of(np.diff(np.append(starts, len(person_id))))
+
+
+def positions_of(lengths: np.ndarray) -> np.ndarray:
+    """Return the positions (T,) of tokens of persons, so many of each (P,)."""
+    ends = np.cumsum(lengths, dtype=np.int32)
+    places = np.arange(1, 1 + lengths.sum(), dtype=np.int32)
+    places -= np.repeat(ends - lengths.astype(np.int32), lengths)
+    return places
 
 
 # pa.array(), pa.scalar() and Array.to_numpy() would import pandas, which takes half a

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from omop_gpt.columns import Columns, new_year
-from omop_gpt.pack import arrow, numbers, positions
+from omop_gpt.pack import arrow, numbers, positions, positions_of
 
 NAME = pa.dictionary(pa.int32(), pa.string())
 TOKENS = pa.schema(
@@ -275,14 +275,11 @@ def tokens_of(
     first_visits = np.append(np.searchsorted(person, person_id), len(person))
     first_events = np.append(np.searchsorted(of_event, person_id), len(of_event))
     rows = first_visits + first_events + 2 * np.arange(len(first_visits))
-    cuts = np.searchsorted(rows, np.arange(0, rows[-1], ROWS_PER_PIECE))
     lengths, token_ids = [], []
-    for piece in pairwise(np.unique(np.append(cuts, len(person_id))).tolist()):
+    for first, last in pieces(rows):
         records = Records(
             *(
-                Columns(
-                    table.slice(starts[piece[0]], starts[piece[1]] - starts[piece[0]])
-                )
+                Columns(table.slice(starts[first], starts[last] - starts[first]))
                 for table, starts in (
                     (persons, np.arange(len(person_id) + 1)),
                     (visits, first_visits),
@@ -362,12 +359,13 @@ def write_tokens(
     return counted(lengths[is_train], of_train, len(names["token"]))
 
 
-def positions_of(lengths: np.ndarray) -> np.ndarray:
-    """Return the positions (T,) of tokens of persons, so many of each (P,)."""
-    ends = np.cumsum(lengths, dtype=np.int32)
-    places = np.arange(1, 1 + lengths.sum(), dtype=np.int32)
-    places -= np.repeat(ends - lengths.astype(np.int32), lengths)
-    return places
+def pieces(starts: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Tell the first person of some at a time, and the first after them.
+
+    `starts` (P + 1,): the first row of each person, and the end of all rows.
+    """
+    cuts = np.searchsorted(starts, np.arange(0, starts[-1], ROWS_PER_PIECE))
+    yield from pairwise(np.unique(np.append(cuts, len(starts) - 1)).tolist())
 
 
 def counted(lengths: np.ndarray, token_id: np.ndarray, size: int) -> np.ndarray:
@@ -377,8 +375,7 @@ def counted(lengths: np.ndarray, token_id: np.ndarray, size: int) -> np.ndarray:
     """
     counts = np.zeros((2, size), dtype=np.int64)
     starts = np.append(0, np.cumsum(lengths))
-    cuts = np.searchsorted(starts, np.arange(0, len(token_id), ROWS_PER_PIECE))
-    for first, last in pairwise(np.unique(np.append(cuts, len(lengths))).tolist()):
+    for first, last in pieces(starts):
         of_piece = token_id[starts[first] : starts[last]]
         pairs = np.repeat(np.arange(last - first) * size, lengths[first:last])
         pairs += of_piece
