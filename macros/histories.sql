@@ -1,33 +1,65 @@
 {#-
     What int_sequences_walked, int_persons_told, int_visits_decoded and
-    int_events_decoded say is read of the sequences on DuckDB by Python in their place,
-    after a model that has made no rows: see omop_gpt.histories. Hooks around the model
-    set a variable, so that its own query is what a unit test runs.
+    int_events_decoded say is read of the sequences on DuckDB by Python in their place:
+    see omop_gpt.histories. It writes files, which the views of these models read from
+    then on; their own queries are for Spark, and what a unit test runs.
 -#}
 
-{#- Whether the model's own query is to make the rows. -#}
-{% macro is_by_query() -%}
-    {{ "not coalesce(getvariable('by_python'), false)" if target.type == 'duckdb'
-        else 'true' }}
-{%- endmacro %}
+{#- The folder of what Python reads, while dbt runs. -#}
+{% macro folder_of_rows() %}
+    {{- return(env_var(
+        'OMOP_GPT_ROWS', env_var('OMOP_GPT_WAREHOUSE', 'warehouse.duckdb') ~ '.rows'
+    )) }}
+{% endmacro %}
 
-{% macro leave_to_python() %}
+{#- After int_sequences_walked: walk the grammar over all sequences. -#}
+{% macro walk_by_python() %}
     {%- if execute and target.type == 'duckdb' %}
-        {%- do run_query('set variable by_python = true') %}
+        {%- do adapter.store_relation('plugin', this, [], folder_of_rows(), 'parquet', {
+            'do': 'walk', 'sequences': all_sequences(), 'language': language_queries()
+        }) %}
+        {%- do read_rows('walked') %}
+    {%- endif %}
+{% endmacro %}
+
+{#- Before the models of persons, visits and events: read those of whole sequences. -#}
+{% macro read_by_python() %}
+    {%- if execute and target.type == 'duckdb' %}
+        {%- do adapter.store_relation('plugin', this, [], folder_of_rows(), 'parquet', {
+            'do': 'read',
+            'sequences': accepted_sequences(),
+            'language': language_queries(),
+            'meanings':
+                'select token as event_token, source_table, concept_id,'
+                ~ ' unit_concept_id, source_concept_id from '
+                ~ ref('stg_generated__vocabulary') ~ ' order by token_id',
+            'tables': run_query(
+                'select source_table from ' ~ ref('event_tables')
+            ).columns[0].values() | list,
+            'drawn': numbers_drawn(),
+        }) %}
     {%- endif %}
 {% endmacro %}
 
 {#-
-    After the model is committed: what Python makes of the sequences of a query is
-    inserted, by a query of `rows_made`.
+    After a model, let its view read what Python made in its place. The round trip is
+    looked at afterwards, and keeps a table.
 -#}
-{% macro add_by_python(made, sequences, insert='from rows_made') %}
+{% macro read_rows(name, columns=['*']) %}
     {%- if execute and target.type == 'duckdb' %}
-        {%- do run_query('reset variable by_python') %}
-        {%- do adapter.store_relation('plugin', this, [], none, 'none', {
-            'made': made, 'sequences': sequences, 'into': this | string,
-            'insert': insert, 'language': language_queries()
-        }) %}
+        {%- set rows -%}
+            select {{ columns | join(', ') }}
+            from read_parquet(
+                '{{ dbt.escape_single_quotes(folder_of_rows()) }}/{{ name }}/**/*.parquet',
+                hive_partitioning = {{ 'source_table' in columns }}
+            )
+        {%- endset %}
+        {%- if this.database == 'scratch' %}
+            {%- do run_query('create or replace view ' ~ this ~ ' as ' ~ rows) %}
+        {%- else %}
+            {%- do run_query('drop view ' ~ this) %}
+            {%- do run_query('create table ' ~ this ~ ' as ' ~ rows) %}
+        {%- endif %}
     {%- endif %}
 {% endmacro %}
 
@@ -93,44 +125,47 @@
     order by person_id
 {%- endmacro %}
 
-{#- The same, with the visits and events before each. -#}
-{% macro numbered_sequences() -%}
-    select
-        persons.person_id,
-        sequences.token_ids,
-        persons.visits_before,
-        persons.events_before
-    from {{ ref('int_sequences_checked') }} as sequences
-    inner join {{ ref('int_persons_decoded') }} as persons
-        on sequences.person_id = persons.person_id
-    where sequences.reason is null
-    order by persons.person_id
-{%- endmacro %}
+{#- The columns of int_events_decoded. -#}
+{% macro columns_of_events() %}
+    {{- return([
+        'event_id', 'person_id', 'visit_order', 'event_order', 'position',
+        'source_table', 'event_token', 'concept_id', 'unit_concept_id',
+        'source_concept_id', 'event_date', 'hour', 'value_as_number', 'value_bin',
+        'has_unknown_number', 'operator_concept_id', 'value_as_concept_id', 'quantity',
+        'quantity_bin', 'has_unknown_quantity', 'days_supply', 'end_date',
+        'is_outside_its_visit', 'visit_occurrence_id',
+    ]) }}
+{% endmacro %}
 
-{#- Events that Python made, with what their tokens mean, and their numbers. -#}
-{% macro events_made() -%}
+{#- The numbers of events that Python read, and that have any. -#}
+{% macro numbers_drawn() -%}
     with
 
     events as (
 
-        select
-            rows_made.*,
-            vocabulary.source_table,
-            vocabulary.token as event_token,
-            vocabulary.concept_id,
-            vocabulary.unit_concept_id,
-            vocabulary.source_concept_id
-        from rows_made
-        inner join {{ ref('stg_generated__vocabulary') }} as vocabulary
-            on rows_made.token_id = vocabulary.token_id
+        select * from events_with_bins
 
     ),
 
-    {{ events_with_numbers() }}
+    {{ events_with_numbers([
+        'event_id', 'value_as_number', 'has_unknown_number', 'quantity',
+        'has_unknown_quantity',
+    ]) }}
+    order by event_id
 {%- endmacro %}
 
-{#- What becomes of CTE `events`: each of its numbers lies somewhere in its bin. -#}
-{% macro events_with_numbers() -%}
+{#- Columns of CTE `events`, or of its numbers: each lies somewhere in its bin. -#}
+{% macro events_with_numbers(columns) -%}
+{%- set found = {
+    'hour': 'cast(events.hour as int)',
+    'value_bin': 'cast(events.value_bin as int)',
+    'quantity_bin': 'cast(events.quantity_bin as int)',
+    'days_supply': 'cast(events.days_supply as int)',
+    'value_as_number': number_within('numbers', 'events.number_share'),
+    'quantity': number_within('quantities', 'events.quantity_share'),
+    'has_unknown_number': 'events.has_number and numbers.bin is null',
+    'has_unknown_quantity': 'events.has_quantity and quantities.bin is null',
+} %}
 bins as (
 
     select * from {{ ref('stg_generated__value_bins') }}
@@ -157,30 +192,10 @@ drawn as (
 final as (
 
     select
-        events.event_id,
-        events.person_id,
-        events.visit_order,
-        events.event_order,
-        events.position,
-        events.source_table,
-        events.event_token,
-        events.concept_id,
-        events.unit_concept_id,
-        events.source_concept_id,
-        events.event_date,
-        cast(events.hour as int) as hour,
-        {{ number_within('numbers', 'events.number_share') }} as value_as_number,
-        cast(events.value_bin as int) as value_bin,
-        events.has_number and numbers.bin is null as has_unknown_number,
-        events.operator_concept_id,
-        events.value_as_concept_id,
-        {{ number_within('quantities', 'events.quantity_share') }} as quantity,
-        cast(events.quantity_bin as int) as quantity_bin,
-        events.has_quantity and quantities.bin is null as has_unknown_quantity,
-        cast(events.days_supply as int) as days_supply,
-        events.end_date,
-        events.is_outside_its_visit,
-        events.visit_occurrence_id
+        {%- for column in columns %}
+        {{ found.get(column, 'events.' ~ column) }} as {{ column }}
+        {{- ',' if not loop.last }}
+        {%- endfor %}
     from drawn as events
     left join bins as numbers
         on

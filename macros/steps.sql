@@ -44,6 +44,7 @@
             {%- endfor %}
         {%- endif %}
         {%- do adapter.store_relation('plugin', this, [], rows_folder(), 'parquet', {
+            'do': 'order',
             'histories': histories,
             'timeline': timeline,
             'meanings':

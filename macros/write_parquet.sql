@@ -30,14 +30,6 @@
     {%- endif %}
 {% endmacro %}
 
-{#- The same, and let the view read the files from then on: its rows are kept once. -#}
-{% macro keep_in_files(folder) %}
-    {%- do write_parquet(folder) %}
-    {%- if execute and folder and target.type == 'duckdb' %}
-        {%- do read_files(folder_of_table(folder)) %}
-    {%- endif %}
-{% endmacro %}
-
 {#-
     Visits or events of histories in the same way, one file per part: the view reads the
     files from then on. Python has written them, but where some are taken over from an
@@ -88,10 +80,14 @@
 
 {#- Make the view that was just built one of the files in its folder. -#}
 {% macro read_files(table_folder) %}
-    {%- do run_query(
+    {%- do run_query(view_of_files(table_folder)) %}
+{% endmacro %}
+
+{% macro view_of_files(table_folder) %}
+    {{- return(
         'create or replace view ' ~ this ~ " as select * from read_parquet('"
         ~ table_folder ~ "/*.parquet')"
-    ) %}
+    ) }}
 {% endmacro %}
 
 {% macro file_of_part(part) %}
@@ -132,6 +128,7 @@
         {%- set of_vocabulary = ' from ' ~ ref('int_vocabulary') ~ ' order by token_id' %}
         {%- set tokens_folder = folder ~ '/' ~ this.identifier %}
         {%- do adapter.store_relation('plugin', this, [], tokens_folder, 'parquet', {
+            'do': 'write_tokens',
             'parts': parts,
             'rows': rows_folder(),
             'words': word_queries(),

@@ -77,3 +77,16 @@ def new_year(days: np.ndarray) -> np.ndarray:
     """Return 1 January of the year of each date, days since 1970 (N,)."""
     years = days.astype("datetime64[D]").astype("datetime64[Y]")
     return years.astype("datetime64[D]").astype(np.int32)
+
+
+def table_of(schema: pa.Schema, **columns: pa.Array) -> pa.Table:
+    """Make a table of columns by name."""
+    return pa.Table.from_arrays(
+        [
+            columns[field.name].view(field.type)
+            if pa.types.is_date(field.type)
+            else columns[field.name].cast(field.type)
+            for field in schema
+        ],
+        schema=schema,
+    )

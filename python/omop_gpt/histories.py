@@ -9,20 +9,81 @@ below 0, is unknown. Imports neither dbt nor torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from omop_gpt.columns import table_of
 from omop_gpt.pack import arrow, filled, numbers
 
 START_STATE = 1
 REFUSED = 0
 UNKNOWN_HOUR = -1
 TOKENS_PER_PIECE = 250_000  # what is looked up of them stays in a processor's cache
+WALKED = pa.schema(
+    {
+        "person_id": pa.int64(),
+        "token_ids": pa.list_(pa.int32()),
+        "is_known": pa.bool_(),
+        "is_whole": pa.bool_(),
+    }
+)
+PERSONS = pa.schema(
+    {
+        "person_id": pa.int64(),
+        "position": pa.int32(),
+        "year_of_birth": pa.int32(),
+        "gender_concept_id": pa.int64(),
+        "race_concept_id": pa.int64(),
+        "ethnicity_concept_id": pa.int64(),
+        "visit_count": pa.int32(),
+        "event_count": pa.int32(),
+        "death_position": pa.int32(),
+        "death_date": pa.date32(),
+    }
+)
+VISITS = pa.schema(
+    {
+        "person_id": pa.int64(),
+        "visit_order": pa.int32(),
+        "position": pa.int32(),
+        "events_before": pa.int32(),
+        "is_loose": pa.bool_(),
+        "visit_concept_id": pa.int64(),
+        "visit_start_date": pa.date32(),
+        "visit_end_date": pa.date32(),
+        "discharged_to_concept_id": pa.int64(),
+        "visit_occurrence_id": pa.int64(),
+        "preceding_visit_occurrence_id": pa.int64(),
+    }
+)
+# what the token_id means, and what number its bins stand for, is looked up later
+EVENTS = pa.schema(
+    {
+        "event_id": pa.int64(),
+        "person_id": pa.int64(),
+        "visit_order": pa.int32(),
+        "event_order": pa.int32(),
+        "position": pa.int32(),
+        "token_id": pa.int32(),
+        "event_date": pa.date32(),
+        "hour": pa.int32(),
+        "operator_concept_id": pa.int64(),
+        "value_as_concept_id": pa.int64(),
+        "value_bin": pa.int32(),
+        "quantity_bin": pa.int32(),
+        "days_supply": pa.int32(),
+        "has_number": pa.bool_(),
+        "has_quantity": pa.bool_(),
+        "end_date": pa.date32(),
+        "is_outside_its_visit": pa.bool_(),
+        "visit_occurrence_id": pa.int64(),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +147,15 @@ def narrow(values: np.ndarray) -> np.ndarray:
 
 
 def walked_batch(language: Language, batch: pa.RecordBatch) -> pa.Table:
-    """Add is_known and is_whole to sequences: person_id, token_ids."""
+    """Add is_known and is_whole to sequences (WALKED): person_id, token_ids."""
     offsets, token_ids = sequences_of(batch)
     is_known, is_whole = walked(language, offsets, token_ids)
-    return pa.table(
-        {
-            "person_id": batch["person_id"],
-            "token_ids": batch["token_ids"],
-            "is_known": arrow(is_known),
-            "is_whole": arrow(is_whole),
-        }
+    return table_of(
+        WALKED,
+        person_id=batch["person_id"],
+        token_ids=batch["token_ids"],
+        is_known=arrow(is_known),
+        is_whole=arrow(is_whole),
     )
 
 
@@ -143,29 +203,40 @@ def walked(
 
 
 class Histories:
-    """Whole sequences, and what all that is read of them needs.
+    """The persons, visits and events of whole sequences.
 
     Sums (T + 1,) run over the whole batch: a sequence's own is a difference of two,
     which is right even where the sums are too large for their type.
     """
 
     def __init__(self, language: Language, batch: pa.RecordBatch) -> None:
-        """Look up the kinds."""
+        """Look up the kinds, of person_id and token_ids."""
         self.language = language
+        self.person_id = numbers(batch["person_id"])
         self.offsets, token_ids = sequences_of(batch)
         self.token_ids = token_ids.astype(np.intp)
         self.starts = self.offsets[:-1]
         self.kinds = language.kinds[self.token_ids]
 
     @cached_property
-    def visits(self) -> np.ndarray:
+    def opened(self) -> np.ndarray:
         """How many visits and loose days open before each token (T + 1,)."""
         return self.summed(self.language.visits)
 
     @cached_property
-    def events(self) -> np.ndarray:
+    def told(self) -> np.ndarray:
         """How many events there are before each token (T + 1,)."""
         return self.summed(self.language.events)
+
+    @cached_property
+    def moved(self) -> np.ndarray:
+        """How many days the cursor moves before each token (T + 1,)."""
+        return self.summed(self.language.days)
+
+    @cached_property
+    def spans(self) -> Spans:
+        """The visits and loose days."""
+        return Spans(self)
 
     def summed(self, steps: np.ndarray) -> np.ndarray:
         """Add up what each token adds (V,): (T + 1,)."""
@@ -186,13 +257,14 @@ class Histories:
         """Return where tokens of a kind are (R,)."""
         return np.flatnonzero(self.kinds == self.language.orders[kind])
 
-    def hours(self, places: np.ndarray) -> np.ndarray:
-        """Return the hour that holds at places (R,); UNKNOWN_HOUR for none."""
+    def hours(self, places: np.ndarray) -> pa.Array:
+        """Return the hour that holds at places (R,)."""
         said = self.language.hours[self.token_ids]
         if said.max(initial=UNKNOWN_HOUR) == UNKNOWN_HOUR:
-            return np.full(len(places), UNKNOWN_HOUR)
+            return pa.nulls(len(places), pa.int32())
         last = np.where(said >= UNKNOWN_HOUR, np.arange(len(said)), 0)
-        return said[np.maximum.accumulate(last)[places]]
+        hour = said[np.maximum.accumulate(last)[places]]
+        return arrow(hour.astype(np.int32), hour == UNKNOWN_HOUR)
 
     def dates(
         self, places: np.ndarray, of: np.ndarray
@@ -201,9 +273,8 @@ class Histories:
         # the year is a history's second word; its first day and all moves are the date
         years = self.language.years[self.token_ids[self.starts + 1]].astype(np.int64)
         firsts = (years - 1970).astype("datetime64[Y]").astype("datetime64[D]")
-        moved = self.summed(self.language.days)
-        days = firsts.astype(np.int32) - moved[self.starts]
-        return days[of] + moved[places + 1], years[of] <= 0
+        days = firsts.astype(np.int32) - self.moved[self.starts]
+        return days[of] + self.moved[places + 1], years[of] <= 0
 
     def said(
         self, values: np.ndarray, places: np.ndarray, rows: np.ndarray, size: int
@@ -212,74 +283,140 @@ class Histories:
 
         NULL where there is none.
         """
+        if len(places) == 0:
+            return pa.nulls(size, pa.int64())
         said, is_null = np.zeros(size, dtype=np.int64), np.ones(size, dtype=bool)
         said[rows], is_null[rows] = values[self.token_ids[places]], False
         return arrow(said, is_null)
 
+    def has(self, *kinds: str) -> pa.Array:
+        """Tell which events have a token of one of some kinds (E,)."""
+        found = np.zeros(self.told[-1], dtype=bool)
+        for kind in kinds:
+            found[self.told[self.places(kind)] - 1] = True
+        return arrow(found)
 
-def in_pieces(
-    make: Callable[[Language, pa.RecordBatch], pa.Table],
-) -> Callable[[Language, pa.RecordBatch], pa.Table]:
-    """Make rows of a batch a few sequences at a time."""
+    def persons(self) -> pa.Table:
+        """Tell the persons (PERSONS), as int_persons_told has them."""
+        size, language = len(self.starts), self.language
 
-    @wraps(make)
-    def make_all(language: Language, batch: pa.RecordBatch) -> pa.Table:
-        pieces = len(batch["token_ids"].flatten()) // TOKENS_PER_PIECE + 1
-        size = len(batch) // pieces + 1
-        return pa.concat_tables(
-            make(language, batch.slice(start, size))
-            for start in range(0, max(len(batch), 1), size)
-        )
+        def said(kind: str, values: np.ndarray) -> pa.Array:
+            places = self.places(kind)
+            return self.said(values, places, self.of(places), size)
 
-    return make_all
-
-
-def dated(days: np.ndarray, is_null: np.ndarray) -> pa.Array:
-    """Make a column of days since 1970 (N,)."""
-    return arrow(days.astype(np.int32), is_null).cast(pa.date32())
-
-
-@in_pieces
-def told_persons(language: Language, batch: pa.RecordBatch) -> pa.Table:
-    """Read persons, as int_persons_told has them, of person_id and token_ids."""
-    read = Histories(language, batch)
-    size = len(read.starts)
-
-    def said(kind: str, values: np.ndarray) -> pa.Array:
-        places = read.places(kind)
-        return read.said(values, places, read.of(places), size)
-
-    deaths = read.places("death")
-    of = read.of(deaths)
-    death_date, death_position = np.zeros((2, size), dtype=np.int64)
-    lives, has_no_date = np.ones((2, size), dtype=bool)
-    death_date[of], has_no_date[of] = read.dates(deaths, of)
-    death_position[of], lives[of] = deaths - read.starts[of] + 1, False
-    return pa.table(
-        {
-            "person_id": batch["person_id"],
-            "position": arrow(np.ones(size, dtype=np.int32)),
-            "year_of_birth": pc.subtract(
+        deaths = self.places("death")
+        of = self.of(deaths)
+        day, position = np.zeros((2, size), dtype=np.int32)
+        has_no_day, lives = np.ones((2, size), dtype=bool)
+        day[of], has_no_day[of] = self.dates(deaths, of)
+        position[of], lives[of] = deaths - self.starts[of] + 1, False
+        return table_of(
+            PERSONS,
+            person_id=arrow(self.person_id),
+            position=arrow(np.ones(size, dtype=np.int32)),
+            year_of_birth=pc.subtract(
                 said("year", language.numbers), said("age", language.numbers)
             ),
-            "gender_concept_id": said("gender", language.concepts),
-            "race_concept_id": said("race", language.concepts),
-            "ethnicity_concept_id": said("ethnicity", language.concepts),
-            "visit_count": arrow(np.diff(read.visits[read.offsets])),
-            "event_count": arrow(np.diff(read.events[read.offsets])),
-            "death_position": arrow(death_position, lives),
-            "death_date": dated(death_date, has_no_date),
-        }
-    )
+            gender_concept_id=said("gender", language.concepts),
+            race_concept_id=said("race", language.concepts),
+            ethnicity_concept_id=said("ethnicity", language.concepts),
+            visit_count=arrow(np.diff(self.opened[self.offsets])),
+            event_count=arrow(np.diff(self.told[self.offsets])),
+            death_position=arrow(position, lives),
+            death_date=arrow(day, has_no_day),
+        )
+
+    def visits(self, before: int) -> pa.Table:
+        """Tell visits and loose days (VISITS), as int_visits_decoded has them.
+
+        `before`: those of the persons before.
+        """
+        spans = self.spans
+        size, starts = len(spans.rows), self.starts[spans.of]
+        visit_id = spans.ids(before)
+        # the last visit so far, and whether it is of the same person
+        last = np.maximum.accumulate(np.where(spans.is_loose, -1, np.arange(size)))
+        previous = np.append(-1, last)[:-1]
+        is_first = (previous < 0) | (spans.of[previous] != spans.of)
+        discharges = self.places("discharge")
+        return table_of(
+            VISITS,
+            person_id=arrow(self.person_id[spans.of]),
+            visit_order=arrow(spans.order),
+            position=arrow(spans.rows - starts + 1),
+            events_before=arrow(self.told[spans.rows] - self.told[starts]),
+            is_loose=arrow(spans.is_loose),
+            visit_concept_id=arrow(
+                self.language.concepts[self.token_ids[spans.rows]], spans.is_loose
+            ),
+            visit_start_date=arrow(spans.start_days, spans.has_no_date),
+            visit_end_date=arrow(spans.end_days, spans.has_no_date),
+            discharged_to_concept_id=self.said(
+                self.language.concepts, discharges, self.opened[discharges] - 1, size
+            ),
+            visit_occurrence_id=arrow(visit_id, spans.is_loose),
+            preceding_visit_occurrence_id=arrow(
+                visit_id[previous], is_first | spans.is_loose
+            ),
+        )
+
+    def events(self, before: int, visits_before: int) -> pa.Table:
+        """Tell events (EVENTS), as int_events_decoded has them.
+
+        `before` and `visits_before`: the events and visits of the persons before.
+        """
+        language, spans = self.language, self.spans
+        rows = self.where(language.events)
+        size, of = len(rows), self.of(rows)
+        visit = self.opened[rows] - 1
+        days, has_no_date = self.dates(rows, of)
+        is_outside = (days < spans.start_days[visit]) | (days > spans.end_days[visit])
+        ends = self.where(language.is_end_of_event)
+        end_date = pa.nulls(size, pa.date32())
+        if len(ends):
+            of_end = self.told[ends] - 1
+            moved = np.bincount(of_end, language.ends[self.token_ids[ends]], size)
+            has_no_end = np.bincount(of_end, minlength=size) == 0
+            end_days = (days + moved).astype(np.int32)
+            end_date = arrow(end_days, has_no_date | has_no_end)
+
+        def said(kind: str, values: np.ndarray) -> pa.Array:
+            places = self.places(kind)
+            return self.said(values, places, self.told[places] - 1, size)
+
+        return table_of(
+            EVENTS,
+            event_id=arrow(before + 1 + np.arange(size)),
+            person_id=arrow(self.person_id[of]),
+            visit_order=arrow(spans.order[visit]),
+            event_order=arrow(self.told[rows] - self.told[spans.rows[visit]] + 1),
+            position=arrow(rows - self.starts[of] + 1),
+            token_id=arrow(self.token_ids[rows]),
+            event_date=arrow(days, has_no_date),
+            hour=self.hours(rows),
+            operator_concept_id=said("operator", language.concepts),
+            value_as_concept_id=said("value_concept", language.concepts),
+            value_bin=said("number", language.numbers),
+            quantity_bin=said("quantity", language.numbers),
+            days_supply=said("days_supply", language.numbers),
+            has_number=self.has("number", "number_unknown"),
+            has_quantity=self.has("quantity", "quantity_unknown"),
+            end_date=end_date,
+            is_outside_its_visit=arrow(is_outside & ~has_no_date),
+            visit_occurrence_id=arrow(
+                spans.ids(visits_before)[visit], spans.is_loose[visit]
+            ),
+        )
 
 
-class Visits:
+class Spans:
     """The visits and loose days of histories (R,): where each opens, and its days."""
 
     def __init__(self, read: Histories) -> None:
         """Find them, the day that each starts, and where its last move leaves it."""
         self.rows = read.where(read.language.visits)
         self.of = read.of(self.rows)
+        self.order = read.opened[self.rows] - read.opened[read.starts[self.of]] + 1
         self.start_days, self.has_no_date = read.dates(self.rows, self.of)
         stays = read.summed(read.language.stays)
         # the words that open the next history move nothing
@@ -287,104 +424,35 @@ class Visits:
         self.end_days = self.start_days + stays[ends] - stays[self.rows]
         self.is_loose = read.kinds[self.rows] == read.language.orders["no_visit"]
 
+    def ids(self, before: int) -> np.ndarray:
+        """Return their ids (R,), where there are so many before."""
+        return before + 1 + np.arange(len(self.rows))
 
-@in_pieces
-def told_visits(language: Language, batch: pa.RecordBatch) -> pa.Table:
-    """Read visits, as int_visits_decoded has them.
 
-    Of person_id, token_ids and visits_before.
+def rows_of(
+    language: Language, batch: pa.RecordBatch, visits_before: int, events_before: int
+) -> dict[str, pa.Table]:
+    """Read `persons`, `visits` and `events` of whole sequences, which ascend by person.
+
+    A few sequences at a time. `visits_before`, `events_before`: of the persons before.
     """
-    read = Histories(language, batch)
-    visits = Visits(read)
-    rows, of = visits.rows, visits.of
-    starts = read.starts[of]
-    order = read.visits[rows] - read.visits[starts] + 1
-    visit_id = numbers(batch["visits_before"])[of] + order
-    discharges = read.places("discharge")
-    # the last visit so far, and whether it is of the same person
-    last = np.maximum.accumulate(np.where(visits.is_loose, -1, np.arange(len(rows))))
-    before = np.append(-1, last)[:-1]
-    is_first = (before < 0) | (of[before] != of)
-    return pa.table(
-        {
-            "person_id": arrow(numbers(batch["person_id"])[of]),
-            "visit_order": arrow(order),
-            "position": arrow(rows - starts + 1),
-            "events_before": arrow(read.events[rows] - read.events[starts]),
-            "is_loose": arrow(visits.is_loose),
-            "visit_concept_id": arrow(
-                language.concepts[read.token_ids[rows]], visits.is_loose
-            ),
-            "visit_start_date": dated(visits.start_days, visits.has_no_date),
-            "visit_end_date": dated(visits.end_days, visits.has_no_date),
-            "discharged_to_concept_id": read.said(
-                language.concepts, discharges, read.visits[discharges] - 1, len(rows)
-            ),
-            "visit_occurrence_id": arrow(visit_id, visits.is_loose),
-            "preceding_visit_occurrence_id": arrow(
-                visit_id[before], is_first | visits.is_loose
-            ),
-        }
-    )
+    pieces = len(batch["token_ids"].flatten()) // TOKENS_PER_PIECE + 1
+    size = len(batch) // pieces + 1
+    made = []
+    for start in range(0, max(len(batch), 1), size):
+        read = Histories(language, batch.slice(start, size))
+        made.append(
+            {
+                "persons": read.persons(),
+                "visits": read.visits(visits_before),
+                "events": read.events(events_before, visits_before),
+            }
+        )
+        visits_before += int(read.opened[-1])
+        events_before += int(read.told[-1])
+    return {name: pa.concat_tables(rows[name] for rows in made) for name in made[0]}
 
 
-@in_pieces
-def told_events(language: Language, batch: pa.RecordBatch) -> pa.Table:
-    """Read events, as int_events_decoded has them before it looks their tokens up.
-
-    Of person_id, token_ids, visits_before and events_before.
-    """
-    read = Histories(language, batch)
-    rows = read.where(language.events)
-    size = len(rows)
-    of = read.of(rows)
-    starts = read.starts[of]
-    number = read.events[rows] - read.events[starts] + 1
-    visit_order = read.visits[rows] - read.visits[starts]
-    visits = Visits(read)
-    visit = read.visits[rows] - 1
-    days, has_no_date = read.dates(rows, of)
-    is_outside = (days < visits.start_days[visit]) | (days > visits.end_days[visit])
-    hour = read.hours(rows)
-    ends = read.where(language.is_end_of_event)
-    of_end = read.events[ends] - 1
-    end_days = np.bincount(of_end, language.ends[read.token_ids[ends]], size)
-    has_no_end = np.bincount(of_end, minlength=size) == 0
-
-    def said(kind: str, values: np.ndarray) -> pa.Array:
-        places = read.places(kind)
-        return read.said(values, places, read.events[places] - 1, size)
-
-    def has(*kinds: str) -> pa.Array:
-        found = np.zeros(size, dtype=bool)
-        for kind in kinds:
-            found[read.events[read.places(kind)] - 1] = True
-        return arrow(found)
-
-    return pa.table(
-        {
-            "event_id": arrow(numbers(batch["events_before"])[of] + number),
-            "person_id": arrow(numbers(batch["person_id"])[of]),
-            "visit_order": arrow(visit_order),
-            "event_order": arrow(
-                read.events[rows] - read.events[visits.rows[visit]] + 1
-            ),
-            "position": arrow(rows - starts + 1),
-            "token_id": arrow(read.token_ids[rows]),
-            "event_date": dated(days, has_no_date),
-            "hour": arrow(hour.astype(np.int32), hour == UNKNOWN_HOUR),
-            "operator_concept_id": said("operator", language.concepts),
-            "value_as_concept_id": said("value_concept", language.concepts),
-            "value_bin": said("number", language.numbers),
-            "quantity_bin": said("quantity", language.numbers),
-            "days_supply": said("days_supply", language.numbers),
-            "has_number": has("number", "number_unknown"),
-            "has_quantity": has("quantity", "quantity_unknown"),
-            "end_date": dated(days + end_days, has_no_date | has_no_end),
-            "is_outside_its_visit": arrow(is_outside & ~has_no_date),
-            "visit_occurrence_id": arrow(
-                numbers(batch["visits_before"])[of] + visit_order,
-                visits.is_loose[visit],
-            ),
-        }
-    )
+def counts_of(language: Language, batch: pa.RecordBatch) -> np.ndarray:
+    """Count each token of whole sequences (V,)."""
+    return np.bincount(sequences_of(batch)[1], minlength=len(language.kinds))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from omop_gpt.columns import Columns, new_year
+from omop_gpt.columns import Columns, new_year, table_of
 from omop_gpt.pack import arrow
 
 VISITS = pa.schema(
@@ -294,16 +294,3 @@ def undated(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the persons and the dates (N,) of dated() ones."""
     person = (number + 2**31) >> 32
     return person, number - (person << 32)
-
-
-def table_of(schema: pa.Schema, **columns: pa.Array) -> pa.Table:
-    """Make a table of columns by name."""
-    return pa.Table.from_arrays(
-        [
-            columns[field.name].view(field.type)
-            if pa.types.is_date(field.type)
-            else columns[field.name].cast(field.type)
-            for field in schema
-        ],
-        schema=schema,
-    )

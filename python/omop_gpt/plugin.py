@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,11 @@ from omop_gpt import histories
 from omop_gpt.encode import megabytes_of
 from omop_gpt.histories import Language
 from omop_gpt.ordering import ordered
-from omop_gpt.pack import arrow
+from omop_gpt.pack import arrow, filled, numbers
 from omop_gpt.tokens import Words, write_tokens
 
 ROWS_PER_GROUP = 500_000
+ROWS_PER_FILE = 2 * ROWS_PER_GROUP
 ONE = arrow(np.array([1], dtype=np.int32))[0]
 # columns that go up by little, mostly: their differences are written
 ASCENDING = (
@@ -43,13 +46,32 @@ ASCENDING = (
     "gap_days",
 )
 write_table = partial(pq.write_table, row_group_size=ROWS_PER_GROUP)
+# of files that a run reads once or twice
+PLAIN = {"compression": "none", "use_dictionary": False, "write_statistics": False}
 TOKENS_PER_BATCH = 1_000_000  # of some 100 bytes each, while their rows are read
-MAKERS = {
-    "walked": histories.walked_batch,
-    "persons": histories.told_persons,
-    "visits": histories.told_visits,
-    "events": histories.told_events,
-}
+SEQUENCES_PER_BATCH = 1_024
+
+
+class Rows(AbstractContextManager):
+    """A file of rows in a folder of its own, which is written bit by bit."""
+
+    def __init__(self, folder: Path) -> None:
+        """Empty the folder."""
+        self.path = emptied(folder) / "part-00.parquet"
+        self.writer: pq.ParquetWriter | None = None
+
+    def add(self, rows: pa.Table) -> None:
+        """Write rows, and the file's columns where it has none yet."""
+        if self.writer is None:
+            words = [f.name for f in rows.schema if pa.types.is_dictionary(f.type)]
+            options = PLAIN | {"use_dictionary": words}
+            self.writer = pq.ParquetWriter(self.path, rows.schema, **options)
+        self.writer.write_table(rows)
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        if self.writer is not None:
+            self.writer.close()
 
 
 class Plugin(BasePlugin):
@@ -60,16 +82,10 @@ class Plugin(BasePlugin):
         self.connection = conn
 
     def store(self, target_config: Any) -> None:
-        """Do what the config names: order `histories`, `made` rows, or else tokens."""
-        config = target_config.config
-        if "made" in config:
-            self.fill(**config)
-            return
-        folder = Path(target_config.location.path)
-        if "histories" in config:
-            self.order(folder, **config)
-        else:
-            self.write_tokens(folder, **config)
+        """Call the method that the config names, with the rest of it."""
+        config = dict(target_config.config)
+        method = getattr(self, config.pop("do"))
+        method(Path(target_config.location.path), **config)
 
     def order(
         self,
@@ -84,22 +100,14 @@ class Plugin(BasePlugin):
         `meanings` tells those of an event by its token_order, which counts from 1.
         """
         for made in map(Path, (folder / "visits", folder / "events", *timeline)):
-            # an earlier run may have left more parts than there are now
-            shutil.rmtree(made, ignore_errors=True)
-            made.mkdir(parents=True)
+            emptied(made)
         meant = self.query(meanings)
 
         def write(part: str) -> None:
             tables = {key: self.query(query) for key, query in histories[part].items()}
             rows = dict(zip(("visits", "events"), ordered(**tables), strict=True))
             for name, table in rows.items():
-                write_table(
-                    table,
-                    folder / name / f"{part}.parquet",
-                    compression="none",
-                    use_dictionary=False,
-                    write_statistics=False,
-                )
+                write_table(table, folder / name / f"{part}.parquet", **PLAIN)
             for stays, columns in timeline.items():
                 table = rows[Path(stays).name]
                 if "token_order" in table.column_names:
@@ -161,42 +169,154 @@ class Plugin(BasePlugin):
         cursor.execute(f"create or replace table {counts} as from counted")
         cursor.unregister("counted")
 
-    def fill(
+    def copy(self, folder: Path, query: str) -> None:
+        """Write the rows of a query, in the order of their files' names."""
+        reader = self.connection.cursor().sql(query).to_arrow_reader(ROWS_PER_FILE)
+        # dictionaries of ids of rows would be as long as the column
+        words = [
+            field.name
+            for field in reader.schema
+            if not pa.types.is_int64(field.type) or "concept" in field.name
+        ]
+        emptied(folder)
+
+        def write(part: int, rows: pa.Table) -> None:
+            path = folder / f"part-{part:05d}.parquet"
+            write_table(rows, path, compression="zstd", use_dictionary=words)
+
+        write(0, empty(reader.schema))  # stays, if there are no rows
+        batches = (pa.Table.from_batches([batch]) for batch in reader)
+        for _ in self.in_turn(lambda part: write(*part), enumerate(batches)):
+            pass
+
+    def walk(self, folder: Path, sequences: str, language: dict[str, str]) -> None:
+        """Walk the grammar over sequences: a file of them, in no order."""
+        known = self.language(language)
+        with Rows(folder / "walked") as rows:
+            for walked in self.in_turn(
+                lambda batch: histories.walked_batch(known, batch),
+                self.batches(sequences),
+            ):
+                rows.add(walked)
+
+    def read(
         self,
-        made: str,
+        folder: Path,
         sequences: str,
-        into: str,
-        insert: str,
         language: dict[str, str],
+        meanings: str,
+        tables: list[str],
+        drawn: str,
     ) -> None:
-        """Insert what is made of sequences, batch by batch, in their order.
+        """Read persons, visits, events and counts of tokens of whole sequences: files.
 
-        `insert`: the query that ends in what was made, rows_made.
+        `meanings`: what each token means, in the order of ids. `tables`: those of
+        events, each with a folder of its own. `drawn`: the query of the numbers that
+        the bins of `events_with_bins` stand for, by event_id.
         """
-        lookups = Language.of({key: self.query(text) for key, text in language.items()})
-        (size,) = self.query(
-            f"select coalesce(avg(len(token_ids)), 1) as size from ({sequences})"
-        )["size"].to_pylist()
-        batches = (
-            self.connection.cursor()
-            .sql(sequences)
-            .to_arrow_reader(int(TOKENS_PER_BATCH / max(size, 10)) or 1)
+        known, meant = self.language(language), self.query(meanings)
+        table_of_token = meant["source_table"].combine_chunks().dictionary_encode()
+        of_tables = [*table_of_token.dictionary.to_pylist(), *tables]
+        of_tables = list(dict.fromkeys(of_tables))  # the vocabulary may lack some
+        code_of_token = numbers(filled(table_of_token.indices, -1))
+        meant = pa.table(
+            {
+                name: column.combine_chunks().dictionary_encode()
+                if pa.types.is_string(column.type)
+                else column
+                for name, column in zip(meant.column_names, meant.columns, strict=True)
+                if name != "source_table"
+            }
         )
+
+        no_numbers = self.numbers_of(joined(empty(histories.EVENTS), meant), drawn)
+
+        def made(item: tuple[pa.RecordBatch, int, int]) -> dict[str, pa.Table]:
+            rows = histories.rows_of(known, *item)
+            events = rows.pop("events").combine_chunks()
+            code = code_of_token[numbers(events["token_id"])]
+            if (code < 0).any():
+                raise RuntimeError("the vocabulary has an event without a source_table")
+            events = joined(events, meant)
+            has_any = pc.or_(events["has_number"], events["has_quantity"])
+            is_there = numbers(has_any.cast(pa.uint8())).view(bool)
+            found = no_numbers
+            if is_there.any():
+                found = self.numbers_of(events.filter(has_any), drawn)
+            events = with_numbers(events, found, is_there)
+            for place, table in enumerate(of_tables):
+                here = arrow(code == place)
+                rows[f"events/source_table={table}"] = events.filter(here)
+            return rows
+
+        counts = np.zeros(len(known.kinds), dtype=np.int64)
+
+        def numbered() -> Iterator[tuple[pa.RecordBatch, int, int]]:
+            for batch in self.batches(sequences):
+                yield batch, int(counts @ known.visits), int(counts @ known.events)
+                counts[:] += histories.counts_of(known, batch)
+
+        with ExitStack() as stack:
+            files: dict[str, Rows] = {}
+            for rows in self.in_turn(made, numbered()):
+                for name, table in rows.items():
+                    if name not in files:
+                        files[name] = stack.enter_context(Rows(folder / name))
+                    files[name].add(table)
+        token_ids = np.flatnonzero(counts)
+        with Rows(folder / "tokens") as tokens:
+            tokens.add(
+                pa.table(
+                    {
+                        "token_id": arrow(token_ids.astype(np.int32)),
+                        "token_count": arrow(counts[token_ids]),
+                    }
+                )
+            )
+
+    def numbers_of(self, events: pa.Table, drawn: str) -> pa.Table:
+        """Ask for the numbers of events, by event_id."""
         cursor = self.connection.cursor()
+        cursor.register("events_with_bins", events)
+        found = cursor.sql(drawn).to_arrow_table().combine_chunks()
+        cursor.unregister("events_with_bins")
+        return found
 
-        def add(rows: pa.Table) -> None:
-            cursor.register("rows_made", rows)
-            cursor.execute(f"insert into {into} {insert}")
-            cursor.unregister("rows_made")
+    def language(self, queries: dict[str, str]) -> Language:
+        """Look up the language that sequences are written in."""
+        return Language.of({key: self.query(text) for key, text in queries.items()})
 
+    def batches(self, query: str) -> Iterator[pa.RecordBatch]:
+        """Yield the sequences of a query, some TOKENS_PER_BATCH at once.
+
+        Once without a sequence, if there are none.
+        """
+        reader = (
+            self.connection.cursor().sql(query).to_arrow_reader(SEQUENCES_PER_BATCH)
+        )
+        held, tokens = [empty(reader.schema)], 0
+        for batch in reader:
+            held.append(pa.Table.from_batches([batch]))
+            tokens += len(batch["token_ids"].flatten())
+            if tokens >= TOKENS_PER_BATCH:
+                yield whole(held)
+                held, tokens = [], 0
+        if held:
+            yield whole(held)
+
+    def in_turn(self, function: Any, items: Iterable[Any]) -> Iterator[Any]:
+        """Call a function for each item in threads, and yield what it returns in turn.
+
+        A few are called ahead, no more.
+        """
         with ThreadPoolExecutor(self.threads()) as pool:
             waiting: deque[Future] = deque()
-            for batch in batches:
-                waiting.append(pool.submit(MAKERS[made], lookups, batch))
+            for item in items:
+                waiting.append(pool.submit(function, item))
                 if len(waiting) > self.threads():
-                    add(waiting.popleft().result())
+                    yield waiting.popleft().result()
             while waiting:
-                add(waiting.popleft().result())
+                yield waiting.popleft().result()
 
     def side_by_side(self, function: Any, items: Any) -> list[Any]:
         """Call a function for each item, as many at once as DuckDB has threads.
@@ -215,3 +335,44 @@ class Plugin(BasePlugin):
     def query(self, query: str) -> pa.Table:
         """Return the rows of a query."""
         return self.connection.cursor().sql(query).to_arrow_table()
+
+
+def emptied(folder: Path) -> Path:
+    """Make a folder, without what an earlier run may have left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def empty(schema: pa.Schema) -> pa.Table:
+    """Make a table without rows."""
+    return pa.Table.from_arrays(
+        [pa.nulls(0, field.type) for field in schema], schema=schema
+    )
+
+
+def whole(tables: list[pa.Table]) -> pa.RecordBatch:
+    """Make one batch of tables with the same columns."""
+    table = pa.concat_tables(tables)
+    return pa.RecordBatch.from_arrays(
+        [column.combine_chunks() for column in table.columns], schema=table.schema
+    )
+
+
+def joined(rows: pa.Table, known: pa.Table) -> pa.Table:
+    """Put what is known of each token_id in its place."""
+    found = known.take(rows["token_id"])
+    for name in known.column_names:
+        rows = rows.append_column(name, found[name])
+    return rows.drop_columns("token_id")
+
+
+def with_numbers(events: pa.Table, found: pa.Table, is_there: np.ndarray) -> pa.Table:
+    """Put the numbers found of some events (E,) in place of has_number and so on."""
+    row = arrow(np.cumsum(is_there) - 1, ~is_there)
+    for name in found.column_names[1:]:
+        column = found[name].take(row)
+        if pa.types.is_boolean(column.type):
+            column = filled(column, 0)
+        events = events.append_column(name, column)
+    return events.drop_columns(["has_number", "has_quantity"])

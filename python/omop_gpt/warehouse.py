@@ -125,6 +125,7 @@ def build(
             "OMOP_GPT_WAREHOUSE": str(warehouse),
             "OMOP_GPT_SPILL": str(work_folder / "spill"),
             "OMOP_GPT_SCRATCH": str(scratch or ":memory:"),
+            "OMOP_GPT_ROWS": str(work_folder / "rows"),
             "OMOP_GPT_CORES": str(cores),
             # small models and tests run beside a large one
             "OMOP_GPT_DBT_THREADS": str(min(cores, 4)),
@@ -155,6 +156,7 @@ def build(
     finally:
         # the file must be free for the next step, and its memory too
         DuckDBConnectionManager.close_all_connections()
+        shutil.rmtree(work_folder / "rows", ignore_errors=True)
     if manifest is None:
         keep_parsed(work_folder / "target" / "partial_parse.msgpack", parsed)
     if outcome.success:

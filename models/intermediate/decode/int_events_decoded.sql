@@ -1,25 +1,11 @@
 -- One row per event, with the values that follow its token.
-{{ config(
-    pre_hook='{{ leave_to_python() }}',
-    post_hook={
-        'sql': "{{ add_by_python('events', numbered_sequences(), events_made()) }}",
-        'transaction': false
-    }
-) }}
-{#- the hook reads of them, and dbt looks for them here -#}
-{%- if not execute %}
-    {%- do language_queries() %}
-    {%- do numbered_sequences() %}
-{%- endif %}
+{{ config(post_hook="{{ read_rows('events', columns_of_events()) }}") }}
 with
 
 tokens as (
 
     select * from {{ ref('int_tokens_typed') }}
-    where
-        event_number > 0
-        and role in ('event', 'value', 'end')
-        and {{ is_by_query() }}
+    where event_number > 0 and role in ('event', 'value', 'end')
 
 ),
 
@@ -103,4 +89,4 @@ events as (
 
 ),
 
-{{ events_with_numbers() }}
+{{ events_with_numbers(columns_of_events()) }}

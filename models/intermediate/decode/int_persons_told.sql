@@ -1,22 +1,10 @@
 -- One row per person, as its sequence tells of it, with its death where it has one.
-{{ config(
-    pre_hook='{{ leave_to_python() }}',
-    post_hook={
-        'sql': "{{ add_by_python('persons', accepted_sequences()) }}",
-        'transaction': false
-    }
-) }}
-{#- the hook reads of them, and dbt looks for them here -#}
-{%- if not execute %}
-    {%- do language_queries() %}
-    {%- do accepted_sequences() %}
-{%- endif %}
+{{ config(post_hook="{{ read_rows('persons') }}") }}
 with
 
 tokens as (
 
     select * from {{ ref('int_tokens_typed') }}
-    where {{ is_by_query() }}
 
 ),
 

@@ -1,12 +1,6 @@
 -- One row per sequence, walked through the grammar token by token: whether the
 -- vocabulary has all of its tokens, and whether it is a whole history.
-{{ config(
-    pre_hook='{{ leave_to_python() }}',
-    post_hook={
-        'sql': "{{ add_by_python('walked', all_sequences()) }}",
-        'transaction': false
-    }
-) }}
+{{ config(post_hook="{{ walk_by_python() }}") }}
 {%- set next_state = array_get(
     'next_states.state_orders',
     'so_far * next_states.kind_count - 1 + '
@@ -80,7 +74,6 @@ walked as (
     from sequences
     cross join token_kinds
     cross join next_states
-    where {{ is_by_query() }}
 
 ),
 

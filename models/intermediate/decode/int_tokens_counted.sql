@@ -1,5 +1,12 @@
 -- One row per token of an accepted sequence: the visit and event that it belongs to,
 -- and where the cursor stands after it.
+{{ config(post_hook="{{ read_by_python() }}") }}
+{#- the hook reads of them, and dbt looks for them here -#}
+{%- if not execute %}
+    {%- do language_queries() %}
+    {%- do numbers_drawn() %}
+    {%- do ref('event_tables') %}
+{%- endif %}
 with
 
 sequences as (

@@ -1,23 +1,12 @@
 -- One row per visit or loose day. It starts where the cursor stands at its token and
 -- ends where its last move leaves the cursor.
-{{ config(
-    pre_hook='{{ leave_to_python() }}',
-    post_hook={
-        'sql': "{{ add_by_python('visits', numbered_sequences()) }}",
-        'transaction': false
-    }
-) }}
-{#- the hook reads of them, and dbt looks for them here -#}
-{%- if not execute %}
-    {%- do language_queries() %}
-    {%- do numbered_sequences() %}
-{%- endif %}
+{{ config(post_hook="{{ read_rows('visits') }}") }}
 with
 
 tokens as (
 
     select * from {{ ref('int_tokens_typed') }}
-    where visit_order > 0 and role <> 'gap' and {{ is_by_query() }}
+    where visit_order > 0 and role <> 'gap'
 
 ),
 

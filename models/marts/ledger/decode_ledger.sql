@@ -9,31 +9,16 @@ sequences as (
 
 ),
 
-unnested as (
-
-    {{ unnest_tokens('sequences', ['reason'], 'token_ids') }}
-    where reason is null
-
-),
-
-counted as (
-
-    select token_id, count(*) as token_count
-    from unnested
-    group by 1
-
-),
-
 tokens as (
 
     select
         kinds.makes,
         kinds.kind,
         vocabulary.source_table,
-        counted.token_count
-    from counted
+        summed.token_count
+    from {{ ref('int_tokens_summed') }} as summed
     inner join {{ ref('stg_generated__vocabulary') }} as vocabulary
-        on counted.token_id = vocabulary.token_id
+        on summed.token_id = vocabulary.token_id
     inner join {{ ref('kinds') }} as kinds on vocabulary.kind = kinds.kind
 
 ),

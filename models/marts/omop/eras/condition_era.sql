@@ -1,4 +1,6 @@
 -- One row per person and condition for as long as it goes on.
+{%- set keys = ['person_id', 'condition_concept_id'] %}
+{%- set days = 30 %}
 with
 
 spans as (
@@ -21,26 +23,21 @@ spans as (
 
 eras as (
 
-    {{ eras(
-        'spans', ['person_id', 'condition_concept_id'], 30, ['count(*) as occurrences']
-    ) }}
+    {{ eras('spans', keys, days) }} -- noqa: PRS
 
 ),
 
 final as (
 
     select
-        cast(row_number() over (
-            order by person_id, condition_concept_id, start_date
-        ) as bigint) as condition_era_id,
+        cast({{ era_id(keys) }} as bigint) as condition_era_id,
         cast(person_id as bigint) as person_id,
         cast(condition_concept_id as bigint) as condition_concept_id,
         cast(start_date as date) as condition_era_start_date,
         cast(end_date as date) as condition_era_end_date,
-        cast(occurrences as int) as condition_occurrence_count
+        cast(span_count as int) as condition_occurrence_count
     from eras
 
 )
 
 select * from final
-order by condition_era_id

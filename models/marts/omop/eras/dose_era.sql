@@ -1,6 +1,10 @@
 -- One row per person, ingredient and constant daily dose. The dose as OHDSI reckons it:
 -- what a unit holds times the units a day, and of patches what they give in an hour.
 {%- set hour_concept_id = 8505 %}
+{%- set keys = [
+    'person_id', 'ingredient_concept_id', 'unit_concept_id', 'dose_value'
+] %}
+{%- set days = 30 %}
 with
 
 exposures as (
@@ -69,25 +73,14 @@ spans as (
 
 eras as (
 
-    {{ eras(
-        'spans',
-        ['person_id', 'ingredient_concept_id', 'unit_concept_id', 'dose_value'],
-        30
-    ) }}
+    {{ eras('spans', keys, days) }} -- noqa: PRS
 
 ),
 
 final as (
 
     select
-        cast(row_number() over (
-            order by
-                person_id,
-                ingredient_concept_id,
-                unit_concept_id,
-                dose_value,
-                start_date
-        ) as bigint) as dose_era_id,
+        cast({{ era_id(keys) }} as bigint) as dose_era_id,
         cast(person_id as bigint) as person_id,
         cast(ingredient_concept_id as bigint) as drug_concept_id,
         cast(unit_concept_id as bigint) as unit_concept_id,
@@ -99,4 +92,3 @@ final as (
 )
 
 select * from final
-order by dose_era_id

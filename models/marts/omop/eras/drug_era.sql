@@ -1,5 +1,6 @@
 -- One row per person and ingredient for as long as it is taken. Its gap_days are those
 -- that no exposure covers.
+{%- set keys = ['person_id', 'ingredient_concept_id'] %}
 {%- set days = 30 %}
 with
 
@@ -26,34 +27,22 @@ spans as (
 
 eras as (
 
-    {{ eras(
-        'spans',
-        ['person_id', 'ingredient_concept_id'],
-        days,
-        [
-            'count(*) as exposures',
-            'sum(case when days_since between 1 and ' ~ days ~ ' then days_since'
-            ~ ' else 0 end) as gap_days',
-        ]
-    ) }}
+    {{ eras('spans', keys, days) }} -- noqa: PRS
 
 ),
 
 final as (
 
     select
-        cast(row_number() over (
-            order by person_id, ingredient_concept_id, start_date
-        ) as bigint) as drug_era_id,
+        cast({{ era_id(keys) }} as bigint) as drug_era_id,
         cast(person_id as bigint) as person_id,
         cast(ingredient_concept_id as bigint) as drug_concept_id,
         cast(start_date as date) as drug_era_start_date,
         cast(end_date as date) as drug_era_end_date,
-        cast(exposures as int) as drug_exposure_count,
+        cast(span_count as int) as drug_exposure_count,
         cast(gap_days as int) as gap_days
     from eras
 
 )
 
 select * from final
-order by drug_era_id
