@@ -25,7 +25,7 @@ def grammar(loop) -> Grammar:
 def tables_of(grammar: Grammar) -> dict[str, pa.Table]:
     """What dbt looks up in the seeds, from the grammar's own tables.
 
-    Of the tokens, the kinds, and which are visits, events and years.
+    Of the tokens, the kinds, and which are visits, events and years; no hours.
     """
     states, kinds = np.nonzero(grammar.next_state >= 0)
     zeros = np.zeros(grammar.vocab_size, dtype=np.int32)
@@ -35,7 +35,7 @@ def tables_of(grammar: Grammar) -> dict[str, pa.Table]:
             {"kinds": grammar.kind.astype(np.int32) + 1}
             | dict.fromkeys(PER_TOKEN, zeros)
             | {"visits": visits, "events": grammar.has_kind("event").astype(np.int32)}
-            | {"years": 2000 * grammar.has_kind("year")}
+            | {"hours": zeros - 2, "years": 2000 * grammar.has_kind("year")}
         ),
         "kinds": pa.table(
             {"kind": grammar.kinds, "kind_order": range(1, len(grammar.kinds) + 1)}
@@ -102,7 +102,8 @@ def plugin(con: duckdb.DuckDBPyConnection) -> Plugin:
 def read(con: duckdb.DuckDBPyConnection, folder, grammar: Grammar) -> None:
     """Read table `sequences` as dbt asks for it, without numbers."""
     for name, table in tables_of(grammar).items():
-        con.register(name, table)
+        con.register("looked_up", table)
+        con.execute(f'create or replace table "{name}" as from looked_up')
     names = [
         "value_as_number",
         "has_unknown_number",
@@ -112,7 +113,7 @@ def read(con: duckdb.DuckDBPyConnection, folder, grammar: Grammar) -> None:
     plugin(con).read(
         folder,
         sequences="from sequences order by person_id",
-        language={name: f"from {name}" for name in tables_of(grammar)},
+        language={name: f'from "{name}"' for name in tables_of(grammar)},
         meanings="select 'a' as event_token, 'observation' as source_table, "
         f"null::bigint as concept_id from range({grammar.vocab_size})",
         tables=["measurement", "observation"],
@@ -159,7 +160,8 @@ def test_batches_change_nothing(tmp_path, grammar, loop, monkeypatch):
     )
 
 
-def test_a_table_is_copied_as_it_is(tmp_path):
+def test_a_table_is_copied_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("omop_gpt.plugin.ROWS_PER_FILE", 8_000)  # into 13 files
     con = duckdb.connect()
     con.execute(
         """
