@@ -1,8 +1,8 @@
 {#-
-    What int_sequences_walked, int_persons_told, int_visits_decoded and
-    int_events_decoded say is read of the sequences on DuckDB by Python in their place:
-    see omop_gpt.histories. It writes files, which the views of these models read from
-    then on; their own queries are for Spark, and what a unit test runs.
+    What int_sequences_walked, int_tokens_summed, int_persons_told, int_visits_decoded
+    and int_events_decoded say is read of the sequences on DuckDB by Python in their
+    place: see omop_gpt.histories. It writes files, which the views of these models read
+    from then on; their own queries are for Spark, and what a unit test runs.
 -#}
 
 {#- The folder of what Python reads, while dbt runs. -#}
@@ -33,9 +33,7 @@
                 'select token as event_token, source_table, concept_id,'
                 ~ ' unit_concept_id, source_concept_id from '
                 ~ ref('stg_generated__vocabulary') ~ ' order by token_id',
-            'tables': run_query(
-                'select source_table from ' ~ ref('event_tables')
-            ).columns[0].values() | list,
+            'tables': 'select source_table from ' ~ ref('event_tables'),
             'drawn': numbers_drawn(),
         }) %}
     {%- endif %}

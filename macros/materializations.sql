@@ -3,7 +3,8 @@
     before dropped: two more statements a model, of ten milliseconds each.
 -#}
 {% materialization view, adapter='duckdb' -%}
-    {{ return(view_in_place('create or replace view ' ~ this ~ ' as ' ~ sql)) }}
+    {%- call view_in_place() %}create or replace view {{ this }} as {{ sql }}{% endcall %}
+    {{ return({'relations': [this.incorporate(type='view')]}) }}
 {%- endmaterialization %}
 
 {#-
@@ -12,14 +13,17 @@
 -#}
 {% materialization files, adapter='duckdb' -%}
     {%- set folder = var('omop_folder') ~ '/' ~ this.identifier %}
-    {%- do adapter.store_relation('plugin', this, [], folder, 'parquet', {
-        'do': 'copy', 'query': sql
-    }) %}
-    {{ return(view_in_place(view_of_files(folder_of_table(var('omop_folder'))))) }}
+    {%- call view_in_place() %}
+        {%- do adapter.store_relation('plugin', this, [], folder, 'parquet', {
+            'do': 'copy', 'query': sql
+        }) %}
+        {{- view_of_files(folder_of_table(var('omop_folder'))) }}
+    {%- endcall %}
+    {{ return({'relations': [this.incorporate(type='view')]}) }}
 {%- endmaterialization %}
 
-{#- Build the model as a view by some statements, between its hooks. -#}
-{% macro view_in_place(statements) %}
+{#- Build the model as a view, by the caller's statement, between its hooks. -#}
+{% macro view_in_place() %}
     {%- set existing = load_cached_relation(this) %}
     {{ run_hooks(pre_hooks, inside_transaction=False) }}
     {{ run_hooks(pre_hooks, inside_transaction=True) }}
@@ -29,9 +33,9 @@
     {%- if model.config.contract.enforced %}
         {%- do get_assert_columns_equivalent(sql) %}
     {%- endif %}
-    {% call statement('main') %}{{ statements }}{% endcall %}
+    {%- set statement_of_view = caller() %}
+    {% call statement('main') %}{{ statement_of_view }}{% endcall %}
     {{ run_hooks(post_hooks, inside_transaction=True) }}
     {%- do adapter.commit() %}
     {{ run_hooks(post_hooks, inside_transaction=False) }}
-    {{ return({'relations': [this.incorporate(type='view')]}) }}
 {% endmacro %}

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from dbt.adapters.duckdb.plugins import BasePlugin
 
 from omop_gpt import histories
+from omop_gpt.columns import Columns
 from omop_gpt.encode import megabytes_of
 from omop_gpt.histories import Language
 from omop_gpt.ordering import ordered
@@ -205,18 +206,19 @@ class Plugin(BasePlugin):
         sequences: str,
         language: dict[str, str],
         meanings: str,
-        tables: list[str],
+        tables: str,
         drawn: str,
     ) -> None:
         """Read persons, visits, events and counts of tokens of whole sequences: files.
 
-        `meanings`: what each token means, in the order of ids. `tables`: those of
-        events, each with a folder of its own. `drawn`: the query of the numbers that
-        the bins of `events_with_bins` stand for, by event_id.
+        Queries ask for what each token means, in the order of ids (`meanings`), for the
+        `tables` of events, each with a folder of its own, and for the numbers that the
+        bins of `events_with_bins` stand for, by event_id (`drawn`).
         """
         known, meant = self.language(language), self.query(meanings)
         table_of_token = meant["source_table"].combine_chunks().dictionary_encode()
-        of_tables = [*table_of_token.dictionary.to_pylist(), *tables]
+        of_tables = table_of_token.dictionary.to_pylist()
+        of_tables += self.query(tables)["source_table"].to_pylist()
         of_tables = list(dict.fromkeys(of_tables))  # the vocabulary may lack some
         code_of_token = numbers(filled(table_of_token.indices, -1))
         meant = pa.table(
@@ -238,11 +240,11 @@ class Plugin(BasePlugin):
             if (code < 0).any():
                 raise RuntimeError("the vocabulary has an event without a source_table")
             events = joined(events, meant)
-            has_any = pc.or_(events["has_number"], events["has_quantity"])
-            is_there = numbers(has_any.cast(pa.uint8())).view(bool)
+            has = Columns(events.select(["has_number", "has_quantity"]))
+            is_there = (has.values("has_number") | has.values("has_quantity")) > 0
             found = no_numbers
             if is_there.any():
-                found = self.numbers_of(events.filter(has_any), drawn)
+                found = self.numbers_of(events.filter(arrow(is_there)), drawn)
             events = with_numbers(events, found, is_there)
             for place, table in enumerate(of_tables):
                 here = arrow(code == place)

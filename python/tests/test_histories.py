@@ -116,7 +116,7 @@ def read(con: duckdb.DuckDBPyConnection, folder, grammar: Grammar) -> None:
         language={name: f'from "{name}"' for name in tables_of(grammar)},
         meanings="select 'a' as event_token, 'observation' as source_table, "
         f"null::bigint as concept_id from range({grammar.vocab_size})",
-        tables=["measurement", "observation"],
+        tables="select unnest(['measurement', 'observation']) as source_table",
         drawn="select event_id, "
         + ", ".join(f"null::double as {name}" for name in names)
         + " from events_with_bins order by 1",
