@@ -45,11 +45,18 @@
 -#}
 {% macro read_rows(name, columns=['*']) %}
     {%- if execute and target.type == 'duckdb' %}
+        {%- set are_events = 'source_table' in columns %}
         {%- set rows -%}
-            select {{ columns | join(', ') }}
+            select
+                {%- for column in columns %}
+                {%- if column == 'type_concept_id' %}
+                {{ type_concept_of('source_table' if are_events else "'visit_occurrence'") }} as
+                {%- endif %}
+                {{ column }}{{ ',' if not loop.last }}
+                {%- endfor %}
             from read_parquet(
                 '{{ dbt.escape_single_quotes(folder_of_rows()) }}/{{ name }}/**/*.parquet',
-                hive_partitioning = {{ 'source_table' in columns }}
+                hive_partitioning = {{ are_events }}
             )
         {%- endset %}
         {%- if this.database == 'scratch' %}
@@ -60,6 +67,20 @@
         {%- endif %}
     {%- endif %}
 {% endmacro %}
+
+{#-
+    The type concept of rows of a table, as an expression: after a join they would not lie
+    in their order any more.
+-#}
+{% macro type_concept_of(source_table) -%}
+    case {{ source_table }}
+        {%- for row in run_query(
+            'select source_table, type_concept_id from ' ~ ref('type_concepts')
+        ).rows %}
+        when '{{ row[0] }}' then {{ row[1] }}
+        {%- endfor %}
+    end
+{%- endmacro %}
 
 {#- What Python looks up, by the ids and numbers that the seeds and the vocabulary have. -#}
 {% macro language_queries() %}
@@ -131,7 +152,7 @@
         'source_concept_id', 'event_date', 'hour', 'value_as_number', 'value_bin',
         'has_unknown_number', 'operator_concept_id', 'value_as_concept_id', 'quantity',
         'quantity_bin', 'has_unknown_quantity', 'days_supply', 'end_date',
-        'is_outside_its_visit', 'visit_occurrence_id',
+        'is_outside_its_visit', 'visit_occurrence_id', 'type_concept_id',
     ]) }}
 {% endmacro %}
 

@@ -1,5 +1,5 @@
 -- Rows: events, and visits that follow one, whose visit is not of the same person.
-{%- set type_concepts = [
+{%- set tables = [
     'condition_occurrence',
     'drug_exposure',
     'procedure_occurrence',
@@ -18,7 +18,7 @@ visits as (
 
 visits_named as (
 
-    {% for table in type_concepts %}
+    {% for table in tables %}
         select
             '{{ table }}' as table_name,
             person_id,

@@ -28,8 +28,10 @@ WALKED = pa.schema(
     {
         "person_id": pa.int64(),
         "token_ids": pa.list_(pa.int32()),
+        "token_count": pa.int32(),
         "is_known": pa.bool_(),
         "is_whole": pa.bool_(),
+        "has_age": pa.bool_(),
     }
 )
 PERSONS = pa.schema(
@@ -147,15 +149,17 @@ def narrow(values: np.ndarray) -> np.ndarray:
 
 
 def walked_batch(language: Language, batch: pa.RecordBatch) -> pa.Table:
-    """Add is_known and is_whole to sequences (WALKED): person_id, token_ids."""
+    """Tell what sequences are (WALKED), of person_id and token_ids."""
     offsets, token_ids = sequences_of(batch)
-    is_known, is_whole = walked(language, offsets, token_ids)
+    is_known, is_whole, has_age = walked(language, offsets, token_ids)
     return table_of(
         WALKED,
         person_id=batch["person_id"],
         token_ids=batch["token_ids"],
+        token_count=pc.list_value_length(batch["token_ids"]),
         is_known=arrow(is_known),
         is_whole=arrow(is_whole),
+        has_age=arrow(has_age),
     )
 
 
@@ -168,10 +172,10 @@ def sequences_of(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
 
 def walked(
     language: Language, offsets: np.ndarray, token_ids: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tell which sequences have known tokens alone, and which are whole: 2 × (N,) bool.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tell which sequences have known tokens alone, which are whole, which have an age.
 
-    All sequences go on by a token at a time, the longest last.
+    3 × (N,) bool. All sequences go on by a token at a time, the longest last.
     """
     size = len(language.kinds)
     is_known = (token_ids >= 0) & (token_ids < size)
@@ -199,7 +203,11 @@ def walked(
     has_any = np.diff(offsets) > 0
     firsts = kinds[offsets[:-1][has_any]]
     is_whole[has_any] &= language.opens[firsts]
-    return all_known, is_whole & has_any & all_known
+    has_age = np.ones(len(order), dtype=bool)
+    has_third = np.diff(offsets) > 2
+    thirds = kinds[offsets[:-1][has_third] + 2]
+    has_age[has_third] = thirds != language.orders["age_unknown"]
+    return all_known, is_whole & has_any & all_known, has_age
 
 
 class Histories:

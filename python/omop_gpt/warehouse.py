@@ -5,6 +5,7 @@ Imports dbt only when a run starts: training and sampling need none of it.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -115,6 +116,7 @@ def build(
     where disk or memory end, else RuntimeError, with the model, the test and what it
     found.
     """
+    gc.disable()  # what dbt loads, a million objects, stays to the end
     from dbt.adapters.duckdb.connections import DuckDBConnectionManager
     from dbt.cli.main import dbtRunner
     from dbt.contracts.graph.manifest import Manifest
@@ -148,12 +150,15 @@ def build(
     with suppress(Exception):  # not there, or damaged: dbt parses the project again
         manifest = Manifest.from_msgpack(parsed.read_bytes())
         manifest.build_flat_graph()
+    gc.freeze()  # and is not looked through again and again
+    gc.enable()
     if manifest is not None:
         arguments += ["--no-write-json"]  # what it parsed need not be kept again
     log = work_folder / "logs" / "dbt.log"
     try:
         outcome = dbtRunner(manifest, [teller(log)]).invoke(arguments)
     finally:
+        gc.unfreeze()
         # the file must be free for the next step, and its memory too
         DuckDBConnectionManager.close_all_connections()
         shutil.rmtree(work_folder / "rows", ignore_errors=True)

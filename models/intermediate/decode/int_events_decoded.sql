@@ -21,6 +21,12 @@ visits as (
 
 ),
 
+type_concepts as (
+
+    select * from {{ ref('type_concepts') }}
+
+),
+
 -- of the events that have any: most have none
 details as (
 
@@ -74,7 +80,8 @@ events as (
             or tokens.cursor_date > visits.visit_end_date,
             false
         ) as is_outside_its_visit,
-        visits.visit_occurrence_id
+        visits.visit_occurrence_id,
+        type_concepts.type_concept_id
     from tokens
     inner join persons on tokens.person_id = persons.person_id
     inner join visits
@@ -85,6 +92,7 @@ events as (
         on
             tokens.person_id = details.person_id
             and tokens.event_number = details.event_number
+    left join type_concepts on tokens.source_table = type_concepts.source_table
     where tokens.role = 'event'
 
 ),

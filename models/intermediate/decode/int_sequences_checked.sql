@@ -40,34 +40,21 @@ ranked as (
 
 ),
 
--- the third word of a history says the age in its first year, or that nobody knows
-unknown_ages as (
-
-    select token_id
-    from {{ ref('stg_generated__vocabulary') }}
-    where kind = 'age_unknown' and {{ is_cdm }}
-
-),
-
 final as (
 
     select
-        ranked.person_id,
-        ranked.token_ids,
-        {{ array_size('ranked.token_ids') }} as token_count,
+        person_id,
+        token_ids,
+        token_count,
         case
-            when ranked.person_id is null then 'no_person_id'
-            when ranked.repetition > 1 then 'repeated_person'
-            when
-                ranked.token_ids is null or {{ array_size('ranked.token_ids') }} = 0
-                then 'empty'
-            when not ranked.is_known then 'unknown_token'
-            when not ranked.is_whole then 'not_in_grammar'
-            when unknown_ages.token_id is not null then 'no_year_of_birth'
+            when person_id is null then 'no_person_id'
+            when repetition > 1 then 'repeated_person'
+            when coalesce(token_count, 0) = 0 then 'empty'
+            when not is_known then 'unknown_token'
+            when not is_whole then 'not_in_grammar'
+            when {{ is_cdm }} and not has_age then 'no_year_of_birth'
         end as reason
     from ranked
-    left join unknown_ages
-        on {{ array_get('ranked.token_ids', 2) }} = unknown_ages.token_id
 
 )
 

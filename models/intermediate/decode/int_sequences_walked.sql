@@ -1,5 +1,6 @@
 -- One row per sequence, walked through the grammar token by token: whether the
--- vocabulary has all of its tokens, and whether it is a whole history.
+-- vocabulary has all of its tokens, and whether it is a whole history. Its third word
+-- says the age in its first year, or that nobody knows.
 {{ config(post_hook="{{ walk_by_python() }}") }}
 {%- set next_state = array_get(
     'next_states.state_orders',
@@ -69,6 +70,9 @@ walked as (
         {{ array_get(
             'token_kinds.kind_orders', array_get('sequences.token_ids', 0)
         ) }} as first_kind,
+        {{ array_get(
+            'token_kinds.kind_orders', array_get('sequences.token_ids', 2)
+        ) }} as third_kind,
         -- sqlfluff cannot read DuckDB's lambda
         {{ fold('sequences.token_ids', 1, next_state) }} as state_order -- noqa: PRS
     from sequences
@@ -82,14 +86,20 @@ final as (
     select
         walked.person_id,
         walked.token_ids,
+        {{ array_size('walked.token_ids') }} as token_count,
         walked.token_ids is null or walked.state_order is not null as is_known,
-        ended.state is not null and opened.kind is not null as is_whole
+        ended.state is not null and opened.kind is not null as is_whole,
+        unknown_age.kind is null as has_age
     from walked
     left join states as ended
         on walked.state_order = ended.state_order and ended.place = 'end'
     -- a later chunk of a history is no history
     left join kinds as opened
         on walked.first_kind = opened.kind_order and opened.makes = 'person'
+    left join kinds as unknown_age
+        on
+            walked.third_kind = unknown_age.kind_order
+            and unknown_age.kind = 'age_unknown'
 
 )
 

@@ -1,6 +1,6 @@
 -- One row per visit or loose day. It starts where the cursor stands at its token and
 -- ends where its last move leaves the cursor.
-{{ config(post_hook="{{ read_rows('visits') }}") }}
+{{ config(post_hook="{{ read_rows('visits', ['*', 'type_concept_id']) }}") }}
 with
 
 tokens as (
@@ -13,6 +13,12 @@ tokens as (
 persons as (
 
     select * from {{ ref('int_persons_decoded') }}
+
+),
+
+type_concepts as (
+
+    select * from {{ ref('type_concepts') }}
 
 ),
 
@@ -56,12 +62,14 @@ numbered as (
 
     select
         visits.*,
+        type_concepts.type_concept_id,
         case
             when not visits.is_loose
                 then persons.visits_before + visits.visit_order
         end as visit_occurrence_id
     from visits
     inner join persons on visits.person_id = persons.person_id
+    left join type_concepts on type_concepts.source_table = 'visit_occurrence'
 
 ),
 
@@ -87,7 +95,8 @@ final as (
                         partition by person_id, is_loose
                         order by visit_order
                     )
-        end as preceding_visit_occurrence_id
+        end as preceding_visit_occurrence_id,
+        type_concept_id
     from numbered
 
 )

@@ -8,38 +8,30 @@ events as (
 
 ),
 
-type_concepts as (
-
-    select * from {{ ref('type_concepts') }}
-
-),
-
 final as (
 
     select
-        cast(events.event_id as bigint) as condition_occurrence_id,
-        cast(events.person_id as bigint) as person_id,
-        cast(events.concept_id as bigint) as condition_concept_id,
-        cast(events.event_date as date) as condition_start_date,
+        cast(event_id as bigint) as condition_occurrence_id,
+        cast(person_id as bigint) as person_id,
+        cast(concept_id as bigint) as condition_concept_id,
+        cast(event_date as date) as condition_start_date,
         -- Without an hour the sum is NULL, and so is the datetime.
-        {{ dbt.dateadd('hour', 'events.hour', 'cast(events.event_date as timestamp)') }}
+        {{ dbt.dateadd('hour', 'hour', 'cast(event_date as timestamp)') }}
             as condition_start_datetime,
-        cast(events.end_date as date) as condition_end_date,
+        cast(end_date as date) as condition_end_date,
         cast(null as timestamp) as condition_end_datetime,
-        cast(type_concepts.type_concept_id as bigint) as condition_type_concept_id,
+        cast(type_concept_id as bigint) as condition_type_concept_id,
         cast(null as bigint) as condition_status_concept_id,
         cast(null as string) as stop_reason,
         cast(null as bigint) as provider_id,
-        cast(events.visit_occurrence_id as bigint) as visit_occurrence_id,
+        cast(visit_occurrence_id as bigint) as visit_occurrence_id,
         cast(null as bigint) as visit_detail_id,
         cast(null as string) as condition_source_value,
-        cast(events.source_concept_id as bigint)
+        cast(source_concept_id as bigint)
             as condition_source_concept_id,
         cast(null as string) as condition_status_source_value
     from events
-    left join type_concepts on events.source_table = type_concepts.source_table
 
 )
 
 select * from final
-order by condition_occurrence_id

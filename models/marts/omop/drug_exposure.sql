@@ -8,56 +8,48 @@ events as (
 
 ),
 
-type_concepts as (
-
-    select * from {{ ref('type_concepts') }}
-
-),
-
 final as (
 
     select
-        cast(events.event_id as bigint) as drug_exposure_id,
-        cast(events.person_id as bigint) as person_id,
-        cast(events.concept_id as bigint) as drug_concept_id,
-        cast(events.event_date as date) as drug_exposure_start_date,
+        cast(event_id as bigint) as drug_exposure_id,
+        cast(person_id as bigint) as person_id,
+        cast(concept_id as bigint) as drug_concept_id,
+        cast(event_date as date) as drug_exposure_start_date,
         -- Without an hour the sum is NULL, and so is the datetime.
-        {{ dbt.dateadd('hour', 'events.hour', 'cast(events.event_date as timestamp)') }}
+        {{ dbt.dateadd('hour', 'hour', 'cast(event_date as timestamp)') }}
             as drug_exposure_start_datetime,
         -- CDM 5.4 wants an end: the one written, else the last day of the supply,
         -- else the start. The written one alone is verbatim.
         cast(
             case
-                when events.end_date is not null then events.end_date
-                when events.days_supply >= 1
+                when end_date is not null then end_date
+                when days_supply >= 1
                     then {{ dbt.dateadd(
-                        'day', '(events.days_supply - 1)', 'events.event_date'
+                        'day', '(days_supply - 1)', 'event_date'
                     ) }}
-                else events.event_date
+                else event_date
             end as date
         ) as drug_exposure_end_date,
         cast(null as timestamp) as drug_exposure_end_datetime,
-        cast(events.end_date as date) as verbatim_end_date,
-        cast(type_concepts.type_concept_id as bigint) as drug_type_concept_id,
+        cast(end_date as date) as verbatim_end_date,
+        cast(type_concept_id as bigint) as drug_type_concept_id,
         cast(null as string) as stop_reason,
         cast(null as int) as refills,
-        cast(events.quantity as double) as quantity,
-        cast(events.days_supply as int) as days_supply,
+        cast(quantity as double) as quantity,
+        cast(days_supply as int) as days_supply,
         cast(null as string) as sig,
         cast(null as bigint) as route_concept_id,
         cast(null as string) as lot_number,
         cast(null as bigint) as provider_id,
-        cast(events.visit_occurrence_id as bigint) as visit_occurrence_id,
+        cast(visit_occurrence_id as bigint) as visit_occurrence_id,
         cast(null as bigint) as visit_detail_id,
         cast(null as string) as drug_source_value,
-        cast(events.source_concept_id as bigint)
+        cast(source_concept_id as bigint)
             as drug_source_concept_id,
         cast(null as string) as route_source_value,
         cast(null as string) as dose_unit_source_value
     from events
-    left join type_concepts on events.source_table = type_concepts.source_table
 
 )
 
 select * from final
-order by drug_exposure_id

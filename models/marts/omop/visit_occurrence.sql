@@ -8,38 +8,30 @@ visits as (
 
 ),
 
-type_concepts as (
-
-    select * from {{ ref('type_concepts') }}
-
-),
-
 final as (
 
     select
-        cast(visits.visit_occurrence_id as bigint) as visit_occurrence_id,
-        cast(visits.person_id as bigint) as person_id,
-        cast(visits.visit_concept_id as bigint) as visit_concept_id,
-        cast(visits.visit_start_date as date) as visit_start_date,
+        cast(visit_occurrence_id as bigint) as visit_occurrence_id,
+        cast(person_id as bigint) as person_id,
+        cast(visit_concept_id as bigint) as visit_concept_id,
+        cast(visit_start_date as date) as visit_start_date,
         cast(null as timestamp) as visit_start_datetime,
         -- An end before the start stays: the sequence says so.
-        cast(visits.visit_end_date as date) as visit_end_date,
+        cast(visit_end_date as date) as visit_end_date,
         cast(null as timestamp) as visit_end_datetime,
-        cast(type_concepts.type_concept_id as bigint) as visit_type_concept_id,
+        cast(type_concept_id as bigint) as visit_type_concept_id,
         cast(null as bigint) as provider_id,
         cast(null as bigint) as care_site_id,
         cast(null as string) as visit_source_value,
         cast(null as bigint) as visit_source_concept_id,
         cast(null as bigint) as admitted_from_concept_id,
         cast(null as string) as admitted_from_source_value,
-        cast(visits.discharged_to_concept_id as bigint) as discharged_to_concept_id,
+        cast(discharged_to_concept_id as bigint) as discharged_to_concept_id,
         cast(null as string) as discharged_to_source_value,
-        cast(visits.preceding_visit_occurrence_id as bigint)
+        cast(preceding_visit_occurrence_id as bigint)
             as preceding_visit_occurrence_id
     from visits
-    left join type_concepts on type_concepts.source_table = 'visit_occurrence'
 
 )
 
 select * from final
-order by visit_occurrence_id
