@@ -1,5 +1,6 @@
 -- One row per drug concept of the exposures and ingredient of it; the drug itself where
--- none is known. Concept 0 has no row.
+-- none is known. Concept 0 has no row. No ingredient is among the concepts that are added
+-- to the source's, so eras need not wait for them.
 with
 
 drugs as (
@@ -13,7 +14,7 @@ drugs as (
 ingredients as (
 
     select concept_id
-    from {{ ref('concept') }}
+    from {{ source('source_cdm', 'concept') }}
     where
         concept_class_id = 'Ingredient'
         and vocabulary_id in ('RxNorm', 'RxNorm Extension')
