@@ -114,7 +114,10 @@
 {#- The visits or the events of histories, in order. -#}
 {% macro ordered(name) -%}
     {%- if rows_folder() -%}
-        read_parquet('{{ dbt.escape_single_quotes(rows_folder()) }}/{{ name }}/*.parquet')
+        read_parquet(
+            '{{ dbt.escape_single_quotes(rows_folder()) }}/{{ name }}/*.parquet',
+            hive_partitioning = false
+        )
     {%- elif name == 'visits' -%}
         (select * from {{ ref('int_histories_ordered') }} where opens_visit) as visits
     {%- else -%}

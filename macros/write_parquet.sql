@@ -86,7 +86,7 @@
 {% macro view_of_files(table_folder) %}
     {{- return(
         'create or replace view ' ~ this ~ " as select * from read_parquet('"
-        ~ table_folder ~ "/*.parquet')"
+        ~ table_folder ~ "/*.parquet', hive_partitioning = false)"
     ) }}
 {% endmacro %}
 

@@ -46,7 +46,9 @@ def export(config: ExportConfig) -> None:
     folder = Path(config.omop_folder)
     quoted = str(folder).replace("'", "''")
     tables = {
-        path.name: f"read_parquet('{quoted}/{path.name}/*.parquet')"
+        path.name: (
+            f"read_parquet('{quoted}/{path.name}/*.parquet', hive_partitioning = false)"
+        )
         for path in sorted(folder.glob("*/"))
         if any(path.glob("*.parquet"))
     }

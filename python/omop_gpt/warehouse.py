@@ -214,5 +214,6 @@ def read_files_of(folder: Path, warehouse: Path, schema: str) -> None:
             for name in moved:
                 con.execute(
                     f"create or replace view {schema}.{name} as "
-                    f"select * from read_parquet({files[name]})"
+                    f"select * from read_parquet({files[name]}, "
+                    "hive_partitioning = false)"
                 )

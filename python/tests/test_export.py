@@ -1,5 +1,6 @@
 """The synthetic CDM in a DuckDB file and in a real PostgreSQL server."""
 
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -25,7 +26,9 @@ def server(tmp_path_factory):
 
 def test_a_duckdb_file_holds_every_table(loop, tmp_path):
     file = tmp_path / "cdm.duckdb"
-    config = ExportConfig(omop_folder=str(loop / "omop"), duckdb_file=str(file))
+    omop = tmp_path / "run=1"  # which DuckDB would take for a partition
+    shutil.copytree(loop / "omop", omop)
+    config = ExportConfig(omop_folder=str(omop), duckdb_file=str(file))
     export(config)
     with duckdb.connect(str(file), read_only=True) as con:
         con.execute(f"attach '{loop / 'warehouse.duckdb'}' as made (read_only)")

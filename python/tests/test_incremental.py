@@ -85,7 +85,7 @@ def run_with(source: Path, output: Path, variables: dict, **options: object) -> 
 @pytest.fixture(scope="module")
 def encodes(sources, tmp_path_factory):
     """Encode the first source; go on from it, once by persons and once with all."""
-    root = tmp_path_factory.mktemp("it's encodes")
+    root = tmp_path_factory.mktemp("it's run=1")
     before, later = sources
     run(before, root / "first")
     for name in ("gone_on", "all_again"):
@@ -186,6 +186,7 @@ def test_a_timeline_that_was_moved_is_read_where_it_lies_now(
     shutil.rmtree(moved / "timeline/visits")
     with duckdb.connect(str(moved / "warehouse.duckdb"), read_only=True) as con:
         assert con.execute("select count(*) from timeline.events").fetchone() > (0,)
+        assert "it's run" not in con.sql("from timeline.events").columns
         with pytest.raises(duckdb.IOException, match="it's here"):
             con.execute("from timeline.visits")
 

@@ -245,16 +245,18 @@ def test_an_untrained_model_gives_a_thousand_valid_patients(untrained, tmp_path)
     result = read_manifest(generated)["result"]
     assert result["patients"] == 1000
     assert result["not_histories"] == 0
+    folder = tmp_path / "run=1"  # which DuckDB would take for a partition
     decode(
         DecodeConfig(
-            patient_sequence_folder=str(generated), omop_folder=str(tmp_path / "omop")
+            patient_sequence_folder=str(generated), omop_folder=str(folder / "omop")
         )
     )
-    rows = read_manifest(tmp_path / "omop")["result"]["rows"]
+    rows = read_manifest(folder / "omop")["result"]["rows"]
     assert rows["row: person"] == 1000
     assert not [name for name in rows if name.startswith("left_out")]
     facts = json.loads((tmp_path / "vocabulary" / "manifest.json").read_text())
-    with duckdb.connect(str(tmp_path / "warehouse.duckdb"), read_only=True) as con:
+    with duckdb.connect(str(folder / "warehouse.duckdb"), read_only=True) as con:
+        assert "run" not in con.sql("from synthetic.person").columns
         columns = con.execute(
             """
             select table_name, column_name from information_schema.columns
@@ -276,12 +278,13 @@ def test_an_untrained_model_gives_a_thousand_valid_patients(untrained, tmp_path)
                 ],
             ).fetchone()
             assert outside == (0,), (table, column)
-    moved = tmp_path / "it's here"
-    (tmp_path / "omop").rename(moved)
+    moved = folder / "it's here=1"
+    (folder / "omop").rename(moved)
     decode(DecodeConfig(patient_sequence_folder=str(generated), omop_folder=str(moved)))
-    with duckdb.connect(str(tmp_path / "warehouse.duckdb"), read_only=True) as con:
-        (count,) = con.execute("select count(*) from synthetic.person").fetchone()
-    assert count == 1000
+    with duckdb.connect(str(folder / "warehouse.duckdb"), read_only=True) as con:
+        persons = con.sql("from synthetic.person")
+        assert len(persons.fetchall()) == 1000
+        assert not {"run", "it's here"} & set(persons.columns)
 
 
 def test_without_the_mask_most_are_rejected_and_none_becomes_a_row(untrained, tmp_path):

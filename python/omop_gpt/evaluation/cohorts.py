@@ -270,4 +270,5 @@ def files_of(folder: Path, table: str) -> list[Path]:
 def parquet(files: list[Path]) -> str:
     """Read files, columns by their names."""
     names = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
-    return f"read_parquet([{names}], union_by_name = true)"
+    options = "union_by_name = true, hive_partitioning = false"
+    return f"read_parquet([{names}], {options})"
