@@ -11,7 +11,7 @@ of the old, is left to the model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,29 +35,18 @@ def fit_novelty(
     """Scale the odds of new events as these histories have them, (T,) ids each."""
     runs = runs_of(grammar)
     found: dict[str, list[np.ndarray]] = {table: [] for table in runs}
-    context = model.config.max_position_embeddings
     for history in histories:
         first = np.full(grammar.vocab_size, len(history))
         np.minimum.at(first, history, np.arange(len(history)))
         first_at = torch.as_tensor(first, device=model.device)
-        done = 0
-        for ids, known in grammar.chunks(history, context, overlap=overlap_of(context)):
-            token_ids = torch.as_tensor(ids.astype(np.int64), device=model.device)
-            logits = model(input_ids=token_ids[None], use_cache=False).logits[0].float()
-            # of each new token what was foretold before it; nothing of the first
-            start_of_new = max(known, 1)
-            labels, before = token_ids[start_of_new:], logits[start_of_new - 1 : -1]
-            places = (
-                done - known + torch.arange(start_of_new, len(ids), device=model.device)
-            )
-            done += len(ids) - known
+        for places, labels, logits in foretold(model, grammar, history):
             for table, run in runs.items():
                 start = run.start
                 here = ((labels >= start) & (labels < run.stop)).nonzero()[:, 0]
                 if not len(here):
                     continue
                 is_new = first_at[run] >= places[here, None]
-                odds, count = odds_of(before[here, run], is_new)
+                odds, count = odds_of(logits[here, run], is_new)
                 label_is_new = is_new.gather(1, labels[here, None] - start)[:, 0]
                 columns = torch.stack([odds, count, label_is_new.float()], dim=1)
                 found[table].append(columns[odds.isfinite()].cpu().numpy())
@@ -66,6 +55,25 @@ def fit_novelty(
         for table, rows in found.items()
         if sum(map(len, rows)) >= LEAST
     }
+
+
+def foretold(
+    model: PreTrainedModel, grammar: Grammar, history: np.ndarray
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yield, chunk by chunk, what a model expects of a history, of (T,) ids.
+
+    Places of tokens in it (N,), the tokens (N,), and the logits (N, V) before each;
+    nothing of the first.
+    """
+    context, device = model.config.max_position_embeddings, model.device
+    done = 0
+    for ids, known in grammar.chunks(history, context, overlap=overlap_of(context)):
+        token_ids = torch.as_tensor(ids.astype(np.int64), device=device)
+        logits = model(input_ids=token_ids[None], use_cache=False).logits[0].float()
+        start = max(known, 1)
+        places = done - known + torch.arange(start, len(ids), device=device)
+        yield places, token_ids[start:], logits[start - 1 : -1]
+        done += len(ids) - known
 
 
 def runs_of(grammar: Grammar) -> dict[str, slice]:

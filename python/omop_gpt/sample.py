@@ -34,6 +34,7 @@ from omop_gpt.prompts import (
 )
 from omop_gpt.rules import Copies, impossible_events
 from omop_gpt.sampler import SampleConfig, Sampled, Sampler, context_of
+from omop_gpt.seasons import read_seasons
 from omop_gpt.slots import ATTENTION
 from omop_gpt.step import (
     InputError,
@@ -173,6 +174,7 @@ def make_sampler(
         must_have=wanted_events(config, grammar),
         copies=copies,
         novelty=read_novelty(Path(config.model_folder)),
+        seasons=read_seasons(Path(config.model_folder)),
     )
 
 

@@ -35,6 +35,7 @@ from omop_gpt.mask import Mask
 from omop_gpt.novelty import NoveltyProcessor, Weights
 from omop_gpt.prompts import Forecasts, Prompt, Prompts
 from omop_gpt.rules import Copies
+from omop_gpt.seasons import SeasonProcessor, Seasons
 from omop_gpt.slots import Chunk, Pages, Slots, shape_of
 from omop_gpt.step import InputError
 
@@ -75,6 +76,9 @@ class SampleConfig:
     scale_novelty: bool = flag(
         "Give events that are new to a patient the odds that held-out patients have.",
         True,
+    )
+    scale_seasons: bool = flag(
+        "Give events the months that those of the training have.", True
     )
     typical_p: float = flag("Keep the most typical tokens that reach this.", 1.0)
     demographic_data_path: str = flag(
@@ -273,13 +277,15 @@ class Sampler:
         must_have: np.ndarray | None = None,
         copies: Copies | None = None,
         novelty: Weights | None = None,
+        seasons: Seasons | None = None,
     ) -> None:
         """Allocate the slots.
 
         `prompts`: what histories start with, else [BOS]. `rules`: what `Mask` takes
         beside the grammar. `must_have`: token ids of which a history must have one.
         `copies`: runs of training that it must not have. `novelty`: how the odds of
-        events that are new to a patient are scaled.
+        events that are new to a patient are scaled. `seasons`: what each month adds to
+        the log odds of events.
 
         Raises InputError for a model that sees too little to go on with a history.
         """
@@ -301,6 +307,8 @@ class Sampler:
         self.warpers = warpers(config, is_event)
         if novelty and config.scale_novelty:
             self.warpers.insert(0, NoveltyProcessor(novelty, grammar))
+        if seasons and config.scale_seasons:
+            self.warpers.insert(0, SeasonProcessor(seasons, grammar, self.mask))
         may_cut = np.isin(grammar.places, ("between", "visit", "loose"))
         self.may_cut = torch.as_tensor(may_cut, device=self.device)
         cuts = (grammar.roles == "gap") | grammar.has_kind("hour", "event")

@@ -11,11 +11,13 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from transformers import (
@@ -42,6 +44,7 @@ from omop_gpt.nats import baselines
 from omop_gpt.novelty import Weights, fit_novelty, write_novelty
 from omop_gpt.packing import Chunks, Packs, Pad, pack, read_chunks, read_histories
 from omop_gpt.progress import Progress, draw_losses, write_metrics
+from omop_gpt.seasons import Seasons, fit_seasons, write_seasons
 from omop_gpt.settings import TrainConfig, deciding_settings, parse, training_arguments
 from omop_gpt.step import (
     InputError,
@@ -57,7 +60,7 @@ __all__ = ["TrainConfig", "parse", "train", "train_step", "training_arguments"]
 log = logging.getLogger(__name__)
 
 STEPS = 2000
-NOVELTY_PATIENTS = 2000  # of validation, that the odds of new events are fitted to
+CALIBRATING = 2000  # patients of validation that what the model expects is fitted to
 SMALLEST_PACK, LARGEST_PACK = 1024, 16_384  # tokens
 
 
@@ -172,8 +175,8 @@ def train(config: TrainConfig, arguments: TrainingArguments) -> dict[str, Any]:
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     validation = _validation(trainer) if eval_batches else {}
     if arguments.process_index == 0:
-        novelty = _novelty(trainer, work)
-        _write_model(trainer, work.grammar, canaries, novelty, out)
+        novelty, seasons = _calibrated(trainer, work)
+        _write_model(trainer, work.grammar, canaries, novelty, seasons, out)
     trainer.accelerator.wait_for_everyone()
     losses = [r["loss"] for r in trainer.state.log_history if "loss" in r]
     nats = {"model": validation.get("eval_nats_per_patient"), **counted}
@@ -455,13 +458,21 @@ def _validation(trainer: PatientTrainer) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def _novelty(trainer: PatientTrainer, work: _Work) -> Weights:
-    """Return how the odds of new events are to be scaled, as validation has them."""
-    files = sorted(work.validation_folder.glob("*.parquet"))
-    histories = (history for _, history in read_histories(files, work.grammar))
+def _calibrated(trainer: PatientTrainer, work: _Work) -> tuple[Weights, Seasons]:
+    """Return how the odds of new events, and those of months, are to be scaled."""
+
+    def histories(folder: Path) -> Iterator[np.ndarray]:
+        files = sorted(folder.glob("*.parquet"))
+        return (history for _, history in read_histories(files, work.grammar))
+
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
-    log.info("fits the odds of new events to validation patients")
-    return fit_novelty(model, work.grammar, islice(histories, NOVELTY_PATIENTS))
+    log.info("fits the odds of new events, and of months, to validation patients")
+    held_out = list(islice(histories(work.validation_folder), CALIBRATING))
+    training = histories(work.train_folder)
+    return (
+        fit_novelty(model, work.grammar, held_out),
+        fit_seasons(model, work.grammar, training, held_out),
+    )
 
 
 def _write_model(
@@ -469,6 +480,7 @@ def _write_model(
     grammar: Grammar,
     canaries: pa.Table | None,
     novelty: Weights,
+    seasons: Seasons,
     out: Path,
 ) -> None:
     """Write the model's folder; config.json comes last and says that it is whole."""
@@ -481,6 +493,7 @@ def _write_model(
     model.save_pretrained(partial)
     save_tokenizer(grammar, partial)
     write_novelty(novelty, partial)
+    write_seasons(seasons, partial)
     shutil.copytree(grammar.folder, partial / "vocabulary")
     if canaries is not None:
         write_canaries(canaries, partial)

@@ -286,6 +286,17 @@ LOOP_MODEL = {
 
 
 @pytest.fixture(scope="session")
+def many_events(tmp_path_factory):
+    """A language with some more events than EVENTS has."""
+    events = {f"condition:{4_000 + n}": [] for n in range(30)}
+    events |= {f"drug:{5_000 + n}": [] for n in range(20)}
+    folder = tmp_path_factory.mktemp("many_events") / "vocabulary"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "EVENTS", {**EVENTS, **events})
+        return make_grammar(folder)
+
+
+@pytest.fixture(scope="session")
 def loop(tmp_path_factory):
     """Folder of a finished run; `source/` beside it is its input."""
     root = tmp_path_factory.mktemp("loop")

@@ -1,10 +1,9 @@
 """New events get the odds that held-out patients have, and nothing else changes."""
 
-import conftest
 import numpy as np
 import pytest
 import torch
-from conftest import make_grammar, make_model, random_history
+from conftest import make_model, random_history
 from omop_gpt.grammar import Grammar, overlap_of
 from omop_gpt.novelty import (
     AS_IS,
@@ -29,14 +28,8 @@ WEIGHTS = {
 
 
 @pytest.fixture(scope="module")
-def grammar(tmp_path_factory):
-    """A language with some more events than that of the other tests."""
-    events = {f"condition:{4_000 + n}": [] for n in range(30)}
-    events |= {f"drug:{5_000 + n}": [] for n in range(20)}
-    folder = tmp_path_factory.mktemp("novelty") / "vocabulary"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conftest, "EVENTS", {**conftest.EVENTS, **events})
-        return make_grammar(folder)
+def grammar(many_events):
+    return many_events
 
 
 @pytest.fixture(scope="module")

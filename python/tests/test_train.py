@@ -300,6 +300,7 @@ def test_the_model_folder_is_a_plain_one(data, tmp_path, caplog):
         "manifest.json",
         "model.safetensors",
         "novelty.json",
+        "seasons.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "training",
