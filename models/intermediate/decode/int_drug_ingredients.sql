@@ -1,6 +1,6 @@
 -- One row per drug concept of the exposures and ingredient of it; the drug itself where
--- none is known. Concept 0 has no row. No ingredient is among the concepts that are added
--- to the source's, so eras need not wait for them.
+-- none is known. Concept 0 has no row. The concepts that are added to the source's are
+-- no ingredients, so eras need not wait for them.
 with
 
 drugs as (
