@@ -61,6 +61,7 @@ log = logging.getLogger(__name__)
 
 STEPS = 2000
 CALIBRATING = 2000  # patients of validation that what the model expects is fitted to
+COUNTED = 100_000  # of training, whose months are: half a minute
 SMALLEST_PACK, LARGEST_PACK = 1024, 16_384  # tokens
 
 
@@ -468,7 +469,7 @@ def _calibrated(trainer: PatientTrainer, work: _Work) -> tuple[Weights, Seasons]
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     log.info("fits the odds of new events, and of months, to validation patients")
     held_out = list(islice(histories(work.validation_folder), CALIBRATING))
-    training = histories(work.train_folder)
+    training = islice(histories(work.train_folder), COUNTED)
     return (
         fit_novelty(model, work.grammar, held_out),
         fit_seasons(model, work.grammar, training, held_out),
