@@ -43,9 +43,10 @@ def fit_seasons(
     had = count_months(grammar, training)
     came, expected = np.zeros((2, grammar.vocab_size, 12))
     for history in validation:
-        months = months_of(grammar, history)
-        if months is None:
+        numbers = months_of(grammar, history)
+        if numbers is None:
             continue
+        months = numbers % 12
         for places, labels, logits in foretold(model, grammar, history):
             month = months[places.cpu()]
             for run in runs.values():
@@ -83,10 +84,10 @@ def lacking(index: np.ndarray, came: np.ndarray, expected: np.ndarray) -> np.nda
 
 
 def months_of(grammar: Grammar, history: np.ndarray) -> np.ndarray | None:
-    """Month in which each token leaves the cursor, 0 to 11: (T,); None: no year."""
+    """Month in which each token leaves the cursor, by number: (T,); None: no year."""
     if not grammar.has_kind("year")[history].any():
         return None
-    return month_number(grammar.cursor(history)) % 12
+    return month_number(grammar.cursor(history))
 
 
 def month_number(days: np.ndarray) -> np.ndarray:
@@ -102,11 +103,11 @@ def count_months(grammar: Grammar, histories: Iterable[np.ndarray]) -> np.ndarra
     counts = np.zeros((grammar.vocab_size, 12), dtype=np.int64)
     is_event = grammar.has_kind("event")
     for history in histories:
-        if not grammar.has_kind("year")[history].any():
+        numbers = months_of(grammar, history)
+        if numbers is None:
             continue
         places = np.flatnonzero(is_event[history])
-        numbers = month_number(grammar.cursor(history)[places])
-        found = np.unique(np.stack([history[places], numbers]), axis=1)
+        found = np.unique(np.stack([history[places], numbers[places]]), axis=1)
         np.add.at(counts, (found[0], found[1] % 12), 1)
     return counts
 

@@ -20,6 +20,7 @@ from omop_gpt.evaluation import intervals
 from omop_gpt.evaluation.results import Results
 from omop_gpt.grammar import Grammar, read_csv, save_language
 from omop_gpt.run import RunConfig, run
+from omop_gpt.sampler import SampleConfig, Sampler
 from omop_gpt.simulate import SimulateConfig, simulate
 from omop_gpt.warehouse import project_folder
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -283,6 +284,17 @@ LOOP_MODEL = {
     "save_strategy": "steps",
     "save_steps": 5,
 }
+
+
+def sample_few(model, grammar, patients, flags, **scaled) -> dict[int, list[int]]:
+    """Sample some of nine patients, four at once; `scaled`: novelty or seasons."""
+    config = SampleConfig(
+        model_folder="", output_folder="", num_of_patients=9, event_min_p=0.0,
+        max_tokens_per_patient=300, batch_size=4, **flags,
+    )  # fmt: skip
+    sampler = Sampler(model, grammar, config, **scaled)
+    with torch.inference_mode():
+        return {s.patient: s.token_ids.tolist() for s in sampler.run(patients)}
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, random_history
+from conftest import make_model, random_history, sample_few
 from omop_gpt.grammar import Grammar, overlap_of
 from omop_gpt.novelty import (
     AS_IS,
@@ -15,7 +15,6 @@ from omop_gpt.novelty import (
     runs_of,
     write_novelty,
 )
-from omop_gpt.sampler import SampleConfig, Sampler
 from omop_gpt.slots import ATTENTION
 from scipy import optimize
 
@@ -164,13 +163,7 @@ def test_a_patient_is_the_same_beside_others(grammar: Grammar, model):
     model.set_attn_implementation(ATTENTION)
 
     def sampled(patients, novelty=WEIGHTS, **flags):
-        config = SampleConfig(
-            model_folder="", output_folder="", num_of_patients=9, event_min_p=0.0,
-            max_tokens_per_patient=300, batch_size=4, **flags,
-        )  # fmt: skip
-        sampler = Sampler(model, grammar, config, novelty=novelty)
-        with torch.inference_mode():
-            return {s.patient: s.token_ids.tolist() for s in sampler.run(patients)}
+        return sample_few(model, grammar, patients, flags, novelty=novelty)
 
     first = sampled([*range(9)])
     assert sampled([8, 3, 0]) == {patient: first[patient] for patient in (8, 3, 0)}

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, random_history
+from conftest import make_model, random_history, sample_few
 from omop_gpt.grammar import Grammar
 from omop_gpt.mask import Mask
 from omop_gpt.novelty import foretold, runs_of
-from omop_gpt.sampler import SampleConfig, Sampler
 from omop_gpt.seasons import (
     LEAST,
     SeasonProcessor,
@@ -168,29 +167,20 @@ def test_samples_have_the_months_and_are_the_same_beside_others(
     model.set_attn_implementation(ATTENTION)
 
     def sampled(patients, seasons=seasons, **flags):
-        config = SampleConfig(
-            model_folder="", output_folder="", num_of_patients=9, event_min_p=0.0,
-            max_tokens_per_patient=300, batch_size=4, **flags,
-        )  # fmt: skip
-        sampler = Sampler(model, grammar, config, seasons=seasons)
-        with torch.inference_mode():
-            return {s.patient: s.token_ids for s in sampler.run(patients)}
-
-    def same(some, others):
-        return all(np.array_equal(some[patient], others[patient]) for patient in some)
+        return sample_few(model, grammar, patients, flags, seasons=seasons)
 
     first = sampled([*range(9)])
-    assert same(sampled([8, 3, 0]), first)
+    assert sampled([8, 3, 0]) == {patient: first[patient] for patient in (8, 3, 0)}
     plain = sampled([*range(9)], seasons=None)
-    assert not same(plain, first)
-    assert same(sampled([*range(9)], scale_seasons=False), plain)
+    assert plain != first
+    assert sampled([*range(9)], scale_seasons=False) == plain
 
     run = runs_of(grammar)["condition_occurrence"]
     half = (run.start + run.stop) // 2
 
     def in_their_half(histories):
         found = []
-        for history in histories.values():
+        for history in map(np.array, histories.values()):
             places = np.flatnonzero((history >= run.start) & (history < run.stop))
             months = grammar.cursor(history)[places].astype("M8[D]").astype("M8[M]")
             found += [*((months.astype(int) % 12 < 6) == (history[places] < half))]
