@@ -23,7 +23,7 @@ LARGEST_STEP = 31  # days; a window of dates must not be narrower than a step
 # what is known of each row: (B,) int64
 COUNTERS = (
     "state", "year", "born", "cursor", "end_cursor", "event_row", "gender_row", "count",
-    "limit", "first",
+    "limit", "first", "visit", "visit_start",
 )  # fmt: skip
 
 
@@ -144,6 +144,7 @@ class Mask:
         self.is_move = tensor(moves, torch.bool)
         self.is_end = tensor(ends, torch.bool)
         self.is_event = tensor(grammar.has_kind("event"), torch.bool)
+        self.is_visit = tensor(grammar.has_kind("visit"), torch.bool)
         self.happens = one_run(grammar.has_kind("hour", "event"))
         genders = np.zeros(grammar.vocab_size, np.int64)
         genders[grammar.has_kind("gender")] = 1
@@ -195,6 +196,11 @@ class Mask:
             self.born[row] = self.births[self.year[row] - age - self.first_year]
         self.gender_row[row] = self.gender_row_of[written].sum()  # of one gender
         self.end_cursor[row] = self.event_row[row] = 0
+        self.visit[row] = self.visit_start[row] = 0
+        visits = self.is_visit[written].nonzero()[:, 0]
+        if len(visits):
+            self.visit[row] = written[visits[-1]]
+            self.visit_start[row] = start + moves[: visits[-1]].sum()
         events = self.is_event[written].nonzero()[:, 0]
         if len(events):
             since = written[events[-1] :]
@@ -291,6 +297,9 @@ class Mask:
         self.cursor = torch.where(rows, cursor, self.cursor)
         self.end_cursor = torch.where(rows, end_cursor, self.end_cursor)
         self.event_row = torch.where(rows, event_row, self.event_row)
+        opens = rows & self.is_visit[token_ids]
+        self.visit = torch.where(opens, token_ids, self.visit)
+        self.visit_start = torch.where(opens, cursor, self.visit_start)
         gender_row = torch.maximum(self.gender_row, self.gender_row_of[token_ids])
         self.gender_row = torch.where(rows, gender_row, self.gender_row)
         self.count = self.count + rows.long()

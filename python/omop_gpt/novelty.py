@@ -10,18 +10,14 @@ of the old, is left to the model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import LogitsProcessor, PreTrainedModel
 
 from omop_gpt.grammar import Grammar, overlap_of
-from omop_gpt.step import write_json
 
-FILE = "novelty.json"
 LEAST = 500  # events of a table from which its odds are scaled
 PRIOR = 1.0  # weight of leaving them as they are
 TINY = 1e-9  # a step that changes nothing
@@ -147,14 +143,3 @@ class NoveltyProcessor(LogitsProcessor):
             change = change - torch.nn.functional.logsigmoid(sign * odds[:, None])
             scores[:, run] += change.where(odds.isfinite()[:, None], 0)
         return scores
-
-
-def write_novelty(weights: Weights, folder: Path) -> None:
-    """Keep the weights in a model's folder."""
-    write_json(folder / FILE, weights)
-
-
-def read_novelty(folder: Path) -> Weights:
-    """Return the weights that a model's folder has; none: leave all as it is."""
-    file = folder / FILE
-    return json.loads(file.read_text()) if file.is_file() else {}

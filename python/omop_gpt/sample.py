@@ -23,8 +23,8 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from omop_gpt.calibration import Calibration
 from omop_gpt.grammar import Grammar, day_of, overlap_of
-from omop_gpt.novelty import read_novelty
 from omop_gpt.prompts import (
     Forecasts,
     Prompts,
@@ -34,7 +34,6 @@ from omop_gpt.prompts import (
 )
 from omop_gpt.rules import Copies, impossible_events
 from omop_gpt.sampler import SampleConfig, Sampled, Sampler, context_of
-from omop_gpt.seasons import read_seasons
 from omop_gpt.slots import ATTENTION
 from omop_gpt.step import (
     InputError,
@@ -173,8 +172,7 @@ def make_sampler(
         },
         must_have=wanted_events(config, grammar),
         copies=copies,
-        novelty=read_novelty(Path(config.model_folder)),
-        seasons=read_seasons(Path(config.model_folder)),
+        calibration=Calibration.read(Path(config.model_folder)),
     )
 
 

@@ -29,13 +29,12 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from omop_gpt.calibration import Calibration
 from omop_gpt.flags import flag
 from omop_gpt.grammar import Grammar, overlap_of
 from omop_gpt.mask import Mask
-from omop_gpt.novelty import NoveltyProcessor, Weights
 from omop_gpt.prompts import Forecasts, Prompt, Prompts
 from omop_gpt.rules import Copies
-from omop_gpt.seasons import SeasonProcessor, Seasons
 from omop_gpt.slots import Chunk, Pages, Slots, shape_of
 from omop_gpt.step import InputError
 
@@ -79,6 +78,9 @@ class SampleConfig:
     )
     scale_seasons: bool = flag(
         "Give events the months that those of the training have.", True
+    )
+    scale_stays: bool = flag(
+        "Let visits end after as many days as those of held-out patients do.", True
     )
     typical_p: float = flag("Keep the most typical tokens that reach this.", 1.0)
     demographic_data_path: str = flag(
@@ -276,16 +278,14 @@ class Sampler:
         rules: Mapping[str, Any] | None = None,
         must_have: np.ndarray | None = None,
         copies: Copies | None = None,
-        novelty: Weights | None = None,
-        seasons: Seasons | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         """Allocate the slots.
 
         `prompts`: what histories start with, else [BOS]. `rules`: what `Mask` takes
         beside the grammar. `must_have`: token ids of which a history must have one.
-        `copies`: runs of training that it must not have. `novelty`: how the odds of
-        events that are new to a patient are scaled. `seasons`: what each month adds to
-        the log odds of events.
+        `copies`: runs of training that it must not have. `calibration`: how the odds
+        of the model are scaled.
 
         Raises InputError for a model that sees too little to go on with a history.
         """
@@ -304,11 +304,8 @@ class Sampler:
             **(rules or {}),
         )
         is_event = torch.as_tensor(grammar.has_kind("event"), device=self.device)
-        self.warpers = warpers(config, is_event)
-        if novelty and config.scale_novelty:
-            self.warpers.insert(0, NoveltyProcessor(novelty, grammar))
-        if seasons and config.scale_seasons:
-            self.warpers.insert(0, SeasonProcessor(seasons, grammar, self.mask))
+        scaled = (calibration or Calibration()).processors(config, grammar, self.mask)
+        self.warpers = LogitsProcessorList([*scaled, *warpers(config, is_event)])
         may_cut = np.isin(grammar.places, ("between", "visit", "loose"))
         self.may_cut = torch.as_tensor(may_cut, device=self.device)
         cuts = (grammar.roles == "gap") | grammar.has_kind("hour", "event")

@@ -10,9 +10,7 @@ drug that follows a diagnosis nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,9 +19,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 from omop_gpt.grammar import Grammar, day_of
 from omop_gpt.mask import Mask
 from omop_gpt.novelty import foretold, runs_of
-from omop_gpt.step import write_json
 
-FILE = "seasons.json"
 LEAST = 100  # months in which somebody has an event, from which it may have a season
 SHARES = np.arange(0, 1.55, 0.05)  # of the training's months, that are tried
 PRIOR = 0.5  # standard deviation of what events lack
@@ -150,14 +146,3 @@ class SeasonProcessor(LogitsProcessor):
             change = scores[:, run].logsumexp(-1) - moved[:, run].logsumexp(-1)
             moved[:, run] += change.where(change.isfinite(), 0)[:, None]
         return moved
-
-
-def write_seasons(seasons: Seasons, folder: Path) -> None:
-    """Keep them in a model's folder."""
-    write_json(folder / FILE, seasons)
-
-
-def read_seasons(folder: Path) -> Seasons:
-    """Return those that a model's folder has; none: leave all as it is."""
-    file = folder / FILE
-    return json.loads(file.read_text()) if file.is_file() else {}

@@ -33,6 +33,7 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging as transformers_logging
 
+from omop_gpt.calibration import Calibration
 from omop_gpt.canaries import (
     draw_canaries,
     insert_canaries,
@@ -41,10 +42,8 @@ from omop_gpt.canaries import (
 )
 from omop_gpt.grammar import Grammar, save_tokenizer
 from omop_gpt.nats import baselines
-from omop_gpt.novelty import Weights, fit_novelty, write_novelty
 from omop_gpt.packing import Chunks, Packs, Pad, pack, read_chunks, read_histories
 from omop_gpt.progress import Progress, draw_losses, write_metrics
-from omop_gpt.seasons import Seasons, fit_seasons, write_seasons
 from omop_gpt.settings import TrainConfig, deciding_settings, parse, training_arguments
 from omop_gpt.step import (
     InputError,
@@ -176,8 +175,8 @@ def train(config: TrainConfig, arguments: TrainingArguments) -> dict[str, Any]:
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     validation = _validation(trainer) if eval_batches else {}
     if arguments.process_index == 0:
-        novelty, seasons = _calibrated(trainer, work)
-        _write_model(trainer, work.grammar, canaries, novelty, seasons, out)
+        calibration = _calibrated(trainer, work)
+        _write_model(trainer, work.grammar, canaries, calibration, out)
     trainer.accelerator.wait_for_everyone()
     losses = [r["loss"] for r in trainer.state.log_history if "loss" in r]
     nats = {"model": validation.get("eval_nats_per_patient"), **counted}
@@ -459,29 +458,25 @@ def _validation(trainer: PatientTrainer) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def _calibrated(trainer: PatientTrainer, work: _Work) -> tuple[Weights, Seasons]:
-    """Return how the odds of new events, and those of months, are to be scaled."""
+def _calibrated(trainer: PatientTrainer, work: _Work) -> Calibration:
+    """Return how the model's odds are to be scaled."""
 
     def histories(folder: Path) -> Iterator[np.ndarray]:
         files = sorted(folder.glob("*.parquet"))
         return (history for _, history in read_histories(files, work.grammar))
 
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
-    log.info("fits the odds of new events, and of months, to validation patients")
+    log.info("fits the odds of new events, months and stays to validation patients")
     held_out = list(islice(histories(work.validation_folder), CALIBRATING))
     training = islice(histories(work.train_folder), COUNTED)
-    return (
-        fit_novelty(model, work.grammar, held_out),
-        fit_seasons(model, work.grammar, training, held_out),
-    )
+    return Calibration.fit(model, work.grammar, training, held_out)
 
 
 def _write_model(
     trainer: PatientTrainer,
     grammar: Grammar,
     canaries: pa.Table | None,
-    novelty: Weights,
-    seasons: Seasons,
+    calibration: Calibration,
     out: Path,
 ) -> None:
     """Write the model's folder; config.json comes last and says that it is whole."""
@@ -493,8 +488,7 @@ def _write_model(
     model.config.use_cache = True  # the Trainer turns it off, a sampler wants it
     model.save_pretrained(partial)
     save_tokenizer(grammar, partial)
-    write_novelty(novelty, partial)
-    write_seasons(seasons, partial)
+    calibration.write(partial)
     shutil.copytree(grammar.folder, partial / "vocabulary")
     if canaries is not None:
         write_canaries(canaries, partial)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from omop_gpt.calibration import Calibration
 from omop_gpt.evaluation import intervals
 from omop_gpt.evaluation.results import Results
 from omop_gpt.grammar import Grammar, read_csv, save_language
@@ -287,12 +288,12 @@ LOOP_MODEL = {
 
 
 def sample_few(model, grammar, patients, flags, **scaled) -> dict[int, list[int]]:
-    """Sample some of nine patients, four at once; `scaled`: novelty or seasons."""
+    """Sample some of nine patients, four at once; `scaled`: parts of a Calibration."""
     config = SampleConfig(
         model_folder="", output_folder="", num_of_patients=9, event_min_p=0.0,
         max_tokens_per_patient=300, batch_size=4, **flags,
     )  # fmt: skip
-    sampler = Sampler(model, grammar, config, **scaled)
+    sampler = Sampler(model, grammar, config, calibration=Calibration(**scaled))
     with torch.inference_mode():
         return {s.patient: s.token_ids.tolist() for s in sampler.run(patients)}
 

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import LOOP_MODEL, make_grammar, random_history
+from omop_gpt.calibration import Calibration
 from omop_gpt.decode import DecodeConfig, decode
 from omop_gpt.encode import EncodeConfig, encode
 from omop_gpt.grammar import Grammar
-from omop_gpt.novelty import read_novelty
 from omop_gpt.prompts import Prompts, read_demographics
 from omop_gpt.sample import SampleConfig, load_model, sample
 from omop_gpt.sampler import Sampler
@@ -51,10 +51,9 @@ def test_every_step_leaves_its_output_and_its_manifest(loop):
             "seconds",
         }
     assert not [entry.name for entry in loop.iterdir() if entry.name.startswith(".")]
-    assert read_novelty(loop / "model").keys() >= {
-        "condition_occurrence",
-        "measurement",
-    }
+    calibration = Calibration.read(loop / "model")
+    assert calibration.novelty.keys() >= {"condition_occurrence", "measurement"}
+    assert calibration.stays.keys() > {"visit:9201"}
 
 
 def test_exactly_the_number_asked_for_becomes_persons(loop, warehouse):

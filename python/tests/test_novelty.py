@@ -10,10 +10,8 @@ from omop_gpt.novelty import (
     PRIOR,
     NoveltyProcessor,
     fit_novelty,
-    read_novelty,
     regression,
     runs_of,
-    write_novelty,
 )
 from omop_gpt.slots import ATTENTION
 from scipy import optimize
@@ -153,12 +151,6 @@ def test_regression_is_that_of_a_minimiser():
     assert regression(odds[:0], count[:0], is_new[:0]) == pytest.approx(AS_IS)
 
 
-def test_weights_are_kept_and_their_absence_changes_nothing(tmp_path):
-    assert read_novelty(tmp_path) == {}
-    write_novelty(WEIGHTS, tmp_path)
-    assert read_novelty(tmp_path) == WEIGHTS
-
-
 def test_a_patient_is_the_same_beside_others(grammar: Grammar, model):
     model.set_attn_implementation(ATTENTION)
 
@@ -167,6 +159,6 @@ def test_a_patient_is_the_same_beside_others(grammar: Grammar, model):
 
     first = sampled([*range(9)])
     assert sampled([8, 3, 0]) == {patient: first[patient] for patient in (8, 3, 0)}
-    plain = sampled([*range(9)], novelty=None)
+    plain = sampled([*range(9)], novelty={})
     assert plain != first
     assert sampled([*range(9)], scale_novelty=False) == plain

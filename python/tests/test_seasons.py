@@ -14,8 +14,6 @@ from omop_gpt.seasons import (
     fit_seasons,
     lacking,
     log_indices,
-    read_seasons,
-    write_seasons,
 )
 from omop_gpt.slots import ATTENTION
 
@@ -171,7 +169,7 @@ def test_samples_have_the_months_and_are_the_same_beside_others(
 
     first = sampled([*range(9)])
     assert sampled([8, 3, 0]) == {patient: first[patient] for patient in (8, 3, 0)}
-    plain = sampled([*range(9)], seasons=None)
+    plain = sampled([*range(9)], seasons={})
     assert plain != first
     assert sampled([*range(9)], scale_seasons=False) == plain
 
@@ -188,9 +186,3 @@ def test_samples_have_the_months_and_are_the_same_beside_others(
 
     assert in_their_half(first) > 0.85
     assert in_their_half(plain) < 0.65
-
-
-def test_seasons_are_kept_and_their_absence_changes_nothing(tmp_path, seasons):
-    assert read_seasons(tmp_path) == {}
-    write_seasons(seasons, tmp_path)
-    assert read_seasons(tmp_path) == seasons

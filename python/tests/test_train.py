@@ -301,6 +301,7 @@ def test_the_model_folder_is_a_plain_one(data, tmp_path, caplog):
         "model.safetensors",
         "novelty.json",
         "seasons.json",
+        "stays.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "training",

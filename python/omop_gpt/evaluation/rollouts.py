@@ -51,7 +51,7 @@ BUDGET = 1_024  # tokens of a roll-out, beyond what is known
 DRAWN = (
     "sampling_strategy", "top_p", "top_k", "temperature", "repetition_penalty",
     "epsilon_cutoff", "min_p", "event_min_p", "typical_p", "min_persons",
-    "context_window", "scale_novelty", "scale_seasons",
+    "context_window", "scale_novelty", "scale_seasons", "scale_stays",
 )  # fmt: skip
 # what comes of a roll-out
 FALSE, TRUE, ENDED, STOPPED = 0, 1, 2, 3
@@ -244,11 +244,10 @@ def roll_out(
     """
     import torch
 
-    from omop_gpt.novelty import read_novelty
+    from omop_gpt.calibration import Calibration
     from omop_gpt.prompts import Forecasts
     from omop_gpt.sample import load_model
     from omop_gpt.sampler import SampleConfig, Sampler, context_of
-    from omop_gpt.seasons import read_seasons
 
     count = len(cases) * profile.rollouts
     config = SampleConfig(
@@ -267,7 +266,7 @@ def roll_out(
     with torch.inference_mode():
         sampler = Sampler(
             model, grammar, config, prompts, rules=rules,
-            novelty=read_novelty(model_folder), seasons=read_seasons(model_folder),
+            calibration=Calibration.read(model_folder),
         )  # fmt: skip
         yield from sampler.run(list(range(count)))
 
