@@ -22,13 +22,13 @@
         {%- do run_query('create schema if not exists omop') %}
         {%- if var('input_folder') %}
             {%- do run_query(casts_table('create or replace table')) %}
-            {%- do create_views_of('omop', omop_readers(var('input_folder'))) %}
+            {%- do create_views_of(sources_of('omop'), omop_readers(var('input_folder'))) %}
             {%- do refuse_uncast(var('max_uncast_share', 0.01) | float) %}
         {%- else %}
             {%- do run_query(casts_table('create table if not exists')) %}
         {%- endif %}
         {%- if var('patient_sequence_folder') %}
-            {%- do create_views_of('generated', generated_readers()) %}
+            {%- do create_views_of(sources_of('generated'), generated_readers()) %}
             {%- do create_cdm_views(
                 omop_readers(var('source_omop_folder'))
                 if var('source_omop_folder', '') else {}
@@ -42,52 +42,74 @@
     is counted or said of them: encode has done that for what it reads.
 -#}
 {% macro create_cdm_views(readers) %}
-    {%- do run_query('create schema if not exists source_cdm') %}
-    {%- for source in graph.sources.values()
-        | selectattr('source_name', 'equalto', 'source_cdm') %}
-        {%- do create_view_of(
-            {
-                'source_name': source.source_name,
-                'name': source.name,
-                'schema': source.schema,
-                'identifier': source.identifier,
-                'columns': cdm_columns(source.name),
-            },
-            readers.get(source.name)
-        ) %}
+    {%- set sources = [] %}
+    {%- for source in sources_of('source_cdm') %}
+        {%- do sources.append({
+            'source_name': source.source_name,
+            'name': source.name,
+            'schema': source.schema,
+            'identifier': source.identifier,
+            'columns': cdm_columns(source.name),
+        }) %}
     {%- endfor %}
+    {%- do create_views_of(sources, readers) %}
 {% endmacro %}
 
 {% macro spark__create_source_views() %}
     {%- if execute and (var('input_folder') or var('input_schema', '')) %}
         {%- do run_query('create schema if not exists omop') %}
         {%- set tables = spark_source_tables() %}
-        {%- for source in graph.sources.values()
-            | selectattr('source_name', 'equalto', 'omop') %}
+        {%- for source in sources_of('omop') %}
             {%- do create_spark_view_of(source, tables.get(source.name)) %}
         {%- endfor %}
     {%- endif %}
 {% endmacro %}
 
-{#- `readers`: how each table is read, by its name; see source_tables.sql. -#}
-{% macro create_views_of(source_name, readers) %}
-    {%- for source in graph.sources.values()
-        | selectattr('source_name', 'equalto', source_name) %}
-        {%- if loop.first %}
-            {%- do run_query('create schema if not exists ' ~ source.schema) %}
-        {%- endif %}
-        {%- do create_view_of(source, readers.get(source.name)) %}
-    {%- endfor %}
+{% macro sources_of(source_name) %}
+    {{- return(
+        graph.sources.values() | selectattr('source_name', 'equalto', source_name) | list
+    ) }}
 {% endmacro %}
 
-{% macro create_view_of(source, reader) %}
+{#-
+    `readers`: how each table is read, by its name; see source_tables.sql. One query asks
+    for all columns, and one makes all views.
+-#}
+{% macro create_views_of(sources, readers) %}
+    {%- set found = columns_of(sources, readers) %}
+    {%- set statements = [] %}
+    {%- for source in sources %}
+        {%- if loop.first %}
+            {%- do statements.append('create schema if not exists ' ~ source.schema) %}
+        {%- endif %}
+        {%- do statements.append(
+            view_of(source, readers.get(source.name), found.get(source.name, {}))
+        ) %}
+    {%- endfor %}
+    {%- do run_query(statements | join('; ')) %}
+{% endmacro %}
+
+{#- Name and type of the columns of each table that has a reader, by their plain names. -#}
+{% macro columns_of(sources, readers) %}
+    {%- set queries = [] %}
+    {%- for source in sources if source.name in readers %}
+        {%- do queries.append(
+            "select '" ~ source.name ~ "' as table_name, column_name, column_type"
+            ~ ' from (describe ' ~ union_of(readers[source.name].calls) ~ ')'
+        ) %}
+    {%- endfor %}
     {%- set found = {} %}
+    {%- for row in run_query(queries | join(' union all ')).rows if queries %}
+        {%- do found.setdefault(row[0], {}).update({row[1] | lower | trim: {
+            'name': adapter.quote(row[1]), 'type': row[2]
+        }}) %}
+    {%- endfor %}
+    {{- return(found) }}
+{% endmacro %}
+
+{#- Say how the view of a table is made; count what of it cannot be cast. -#}
+{% macro view_of(source, reader, found) %}
     {%- if reader %}
-        {%- for row in run_query('describe ' ~ union_of(reader.calls)).rows %}
-            {%- do found.update({row[0] | lower | trim: {
-                'name': adapter.quote(row[0]), 'type': row[1]
-            }}) %}
-        {%- endfor %}
         {%- set key = 'person_id' if 'person_id' in source.columns
             else source.columns | first %}
         {%- if source.source_name == 'omop' and key not in found %}
@@ -120,11 +142,6 @@
     {%- if source.source_name == 'omop' %}
         {%- do say_absent(source, found if reader else none) %}
     {%- endif %}
-    {%- do run_query(
-        'create or replace view ' ~ source.schema ~ '.' ~ source.identifier
-        ~ ' as select ' ~ columns | join(', ')
-        ~ (' from (' ~ union_of(reader.calls) ~ ')' if reader else ' where false')
-    ) %}
     {%- if reader and reader.is_csv %}
         {%- set beyond = [] %}
         {%- for name, given in found.items() if name.startswith('beyond_') %}
@@ -139,6 +156,11 @@
     {%- if source.source_name == 'omop' and casts %}
         {%- do count_casts(source.name, reader, casts) %}
     {%- endif %}
+    {{- return(
+        'create or replace view ' ~ source.schema ~ '.' ~ source.identifier
+        ~ ' as select ' ~ columns | join(', ')
+        ~ (' from (' ~ union_of(reader.calls) ~ ')' if reader else ' where false')
+    ) }}
 {% endmacro %}
 
 {#- Say which columns of a table are not among those `found`; none: there is no table. -#}

@@ -1,4 +1,6 @@
--- Rows: events, and visits that follow one, whose visit is not of the same person.
+-- Rows: tables, with how many events, or visits that follow one, name a visit, and how
+-- many of them find it, of the same person. (To look for the others alone takes half as
+-- long again.)
 {%- set tables = [
     'condition_occurrence',
     'drug_exposure',
@@ -34,12 +36,16 @@ visits_named as (
 
 )
 
-select visits_named.*
+select
+    visits_named.table_name,
+    count(visits_named.visit_occurrence_id) as named_count,
+    count(visits.visit_occurrence_id) as found_count
 from visits_named
 left join visits
     on
         visits_named.visit_occurrence_id = visits.visit_occurrence_id
         and visits_named.person_id = visits.person_id
-where
-    visits_named.visit_occurrence_id is not null
-    and visits.visit_occurrence_id is null
+group by visits_named.table_name
+having
+    count(visits_named.visit_occurrence_id)
+    <> count(visits.visit_occurrence_id)

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -29,6 +30,7 @@ from omop_gpt.step import (
     whole_folder,
     write_manifest,
 )
+from omop_gpt.walk import walking
 
 log = logging.getLogger(__name__)
 ROUND_TRIP = "round_trip"
@@ -148,7 +150,13 @@ def decode(config: DecodeConfig) -> Path:
         selector = ROUND_TRIP
     work_folder = output.with_name(f".{output.name}.dbt")
     source = Path(config.source_omop_folder)
-    with whole_folder(output) as partial:
+    with whole_folder(output) as partial, ExitStack() as meanwhile:
+        if config.cpu_cores > 1 and is_of_this_version(grammar):
+            meanwhile.enter_context(
+                walking(
+                    files, grammar.folder, work_folder / "rows", config.cpu_cores - 1
+                )
+            )
         warehouse.build(
             selector,
             variables={
@@ -193,6 +201,15 @@ def decode(config: DecodeConfig) -> Path:
     warehouse.read_files_of(output, database, config.schema)
     shutil.rmtree(work_folder, ignore_errors=True)
     return output
+
+
+def is_of_this_version(grammar: Grammar) -> bool:
+    """Tell whether what may follow what is what the seeds say."""
+    seeds = warehouse.project_folder() / "seeds" / "grammar"
+    return all(
+        (grammar.folder / "grammar" / name).read_bytes() == (seeds / name).read_bytes()
+        for name in ("kinds.csv", "states.csv", "transitions.csv")
+    )
 
 
 def made_by(manifest: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from omop_gpt.columns import table_of
+from omop_gpt.grammar import Grammar
 from omop_gpt.pack import arrow, filled, numbers
 
 START_STATE = 1
@@ -89,18 +90,13 @@ EVENTS = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Language:
-    """What is looked up of a token or a state.
+class States:
+    """What may follow what.
 
     `kinds` (V,): kind_order of each token, 0 where the grammar has none; `orders`: that
     of each kind by its name. `next_states` (S + 1, K + 1): state_order after a state
     and a kind, 0 where it may not follow. `is_end` (S + 1,), `opens` (K + 1,): whether
-    a history ends there, and begins so. `visits`, `events` (V,): 1 where a token opens
-    one. `days`, `stays`, `ends` (V,): how far it moves the cursor, the end of its visit
-    and that of its event; `is_end_of_event` (V,): 1 where it tells the latter. `hours`
-    (V,): the hour it says, UNKNOWN_HOUR where it ends the last one, -2 where it leaves
-    it. `years` (V,): the year it says, 0 for none. `numbers`, `concepts` (V,): what it
-    says, 0 for none.
+    a history ends there, and begins so.
     """
 
     orders: Mapping[str, int]
@@ -108,6 +104,34 @@ class Language:
     is_end: np.ndarray
     opens: np.ndarray
     kinds: np.ndarray
+
+    @classmethod
+    def of_grammar(cls, grammar: Grammar) -> States:
+        """Make it of a grammar, as if its tables were the seeds."""
+        size = np.array(grammar.next_state.shape) + 1
+        next_states = np.full(size, REFUSED)
+        next_states[1:, 1:] = grammar.next_state + 1
+        makes = [row["makes"] for row in grammar.kind_rows]
+        return cls(
+            orders={kind: order for order, kind in enumerate(grammar.kinds, 1)},
+            next_states=next_states,
+            is_end=np.append(False, grammar.places == "end"),
+            opens=np.append(False, np.array(makes) == "person"),
+            kinds=narrow(grammar.kind.astype(int) + 1),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language(States):
+    """What is looked up of a token or a state.
+
+    `visits`, `events` (V,): 1 where a token opens one. `days`, `stays`, `ends` (V,):
+    how far it moves the cursor, the end of its visit and that of its event;
+    `is_end_of_event` (V,): 1 where it tells the latter. `hours` (V,): the hour it says,
+    UNKNOWN_HOUR where it ends the last one, -2 where it leaves it. `years` (V,): the
+    year it says, 0 for none. `numbers`, `concepts` (V,): what it says, 0 for none.
+    """
+
     visits: np.ndarray
     events: np.ndarray
     days: np.ndarray
@@ -148,10 +172,10 @@ def narrow(values: np.ndarray) -> np.ndarray:
     return values.astype(np.result_type(*map(np.min_scalar_type, bounds)))
 
 
-def walked_batch(language: Language, batch: pa.RecordBatch) -> pa.Table:
+def walked_batch(states: States, batch: pa.RecordBatch) -> pa.Table:
     """Tell what sequences are (WALKED), of person_id and token_ids."""
     offsets, token_ids = sequences_of(batch)
-    is_known, is_whole, has_age = walked(language, offsets, token_ids)
+    is_known, is_whole, has_age = walked(states, offsets, token_ids)
     return table_of(
         WALKED,
         person_id=batch["person_id"],
@@ -171,18 +195,18 @@ def sequences_of(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
 
 
 def walked(
-    language: Language, offsets: np.ndarray, token_ids: np.ndarray
+    grammar: States, offsets: np.ndarray, token_ids: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tell which sequences have known tokens alone, which are whole, which have an age.
 
     3 × (N,) bool. All sequences go on by a token at a time, the longest last.
     """
-    size = len(language.kinds)
+    size = len(grammar.kinds)
     is_known = (token_ids >= 0) & (token_ids < size)
-    kinds = language.kinds[np.where(is_known, token_ids, 0)].astype(np.int16)
+    kinds = grammar.kinds[np.where(is_known, token_ids, 0)].astype(np.int16)
     kinds[~is_known] = 0
-    kinds_count = language.next_states.shape[1]
-    next_states = np.ascontiguousarray(language.next_states, dtype=np.int16).ravel()
+    kinds_count = grammar.next_states.shape[1]
+    next_states = np.ascontiguousarray(grammar.next_states, dtype=np.int16).ravel()
     lengths = np.diff(offsets)
     order = np.argsort(-lengths, kind="stable")
     starts, lengths = offsets[:-1][order], lengths[order]
@@ -199,14 +223,14 @@ def walked(
     np.cumsum(kinds == 0, out=unknown[1:])
     all_known = unknown[offsets[1:]] == unknown[offsets[:-1]]
     is_whole = np.zeros(len(order), dtype=bool)
-    is_whole[order] = language.is_end[state]
+    is_whole[order] = grammar.is_end[state]
     has_any = np.diff(offsets) > 0
     firsts = kinds[offsets[:-1][has_any]]
-    is_whole[has_any] &= language.opens[firsts]
+    is_whole[has_any] &= grammar.opens[firsts]
     has_age = np.ones(len(order), dtype=bool)
     has_third = np.diff(offsets) > 2
     thirds = kinds[offsets[:-1][has_third] + 2]
-    has_age[has_third] = thirds != language.orders["age_unknown"]
+    has_age[has_third] = thirds != grammar.orders["age_unknown"]
     return all_known, is_whole & has_any & all_known, has_age
 
 

@@ -7,11 +7,9 @@ its own: they see what was committed before.
 
 from __future__ import annotations
 
-import shutil
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +21,22 @@ import pyarrow.parquet as pq
 from dbt.adapters.duckdb.plugins import BasePlugin
 
 from omop_gpt import histories
+from omop_gpt.batches import (
+    PLAIN,
+    SEQUENCES_PER_BATCH,
+    Rows,
+    emptied,
+    empty,
+    grouped,
+    in_turn,
+)
 from omop_gpt.columns import Columns
 from omop_gpt.encode import megabytes_of
 from omop_gpt.histories import Language
 from omop_gpt.ordering import ordered
 from omop_gpt.pack import arrow, filled, numbers
 from omop_gpt.tokens import Words, write_tokens
+from omop_gpt.walk import walk, was_walked
 
 ROWS_PER_GROUP = 500_000
 ROWS_PER_FILE = 2 * ROWS_PER_GROUP
@@ -47,32 +55,6 @@ ASCENDING = (
     "gap_days",
 )
 write_table = partial(pq.write_table, row_group_size=ROWS_PER_GROUP)
-# of files that a run reads once or twice
-PLAIN = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-TOKENS_PER_BATCH = 1_000_000  # of some 100 bytes each, while their rows are read
-SEQUENCES_PER_BATCH = 1_024
-
-
-class Rows(AbstractContextManager):
-    """A file of rows in a folder of its own, which is written bit by bit."""
-
-    def __init__(self, folder: Path) -> None:
-        """Empty the folder."""
-        self.path = emptied(folder) / "part-00.parquet"
-        self.writer: pq.ParquetWriter | None = None
-
-    def add(self, rows: pa.Table) -> None:
-        """Write rows, and the file's columns where it has none yet."""
-        if self.writer is None:
-            words = [f.name for f in rows.schema if pa.types.is_dictionary(f.type)]
-            options = PLAIN | {"use_dictionary": words}
-            self.writer = pq.ParquetWriter(self.path, rows.schema, **options)
-        self.writer.write_table(rows)
-
-    def __exit__(self, *_: object) -> None:
-        """Close the file."""
-        if self.writer is not None:
-            self.writer.close()
 
 
 class Plugin(BasePlugin):
@@ -187,18 +169,14 @@ class Plugin(BasePlugin):
 
         write(0, empty(reader.schema))  # stays, if there are no rows
         batches = (pa.Table.from_batches([batch]) for batch in reader)
-        for _ in self.in_turn(lambda part: write(*part), enumerate(batches)):
+        for _ in in_turn(lambda part: write(*part), enumerate(batches), self.threads()):
             pass
 
     def walk(self, folder: Path, sequences: str, language: dict[str, str]) -> None:
         """Walk the grammar over sequences: a file of them, in no order."""
-        known = self.language(language)
-        with Rows(folder / "walked") as rows:
-            for walked in self.in_turn(
-                lambda batch: histories.walked_batch(known, batch),
-                self.batches(sequences),
-            ):
-                rows.add(walked)
+        if not was_walked(folder):
+            known = self.language(language)
+            walk(known, self.batches(sequences), folder, self.threads())
 
     def read(
         self,
@@ -260,7 +238,7 @@ class Plugin(BasePlugin):
 
         with ExitStack() as stack:
             files: dict[str, Rows] = {}
-            for rows in self.in_turn(made, numbered()):
+            for rows in in_turn(made, numbered(), self.threads()):
                 for name, table in rows.items():
                     if name not in files:
                         files[name] = stack.enter_context(Rows(folder / name))
@@ -288,38 +266,6 @@ class Plugin(BasePlugin):
         """Look up the language that sequences are written in."""
         return Language.of({key: self.query(text) for key, text in queries.items()})
 
-    def batches(self, query: str) -> Iterator[pa.RecordBatch]:
-        """Yield the sequences of a query, some TOKENS_PER_BATCH at once.
-
-        Once without a sequence, if there are none.
-        """
-        reader = (
-            self.connection.cursor().sql(query).to_arrow_reader(SEQUENCES_PER_BATCH)
-        )
-        held, tokens = [empty(reader.schema)], 0
-        for batch in reader:
-            held.append(pa.Table.from_batches([batch]))
-            tokens += len(batch["token_ids"].flatten())
-            if tokens >= TOKENS_PER_BATCH:
-                yield whole(held)
-                held, tokens = [], 0
-        if held:
-            yield whole(held)
-
-    def in_turn(self, function: Any, items: Iterable[Any]) -> Iterator[Any]:
-        """Call a function for each item in threads, and yield what it returns in turn.
-
-        A few are called ahead, no more.
-        """
-        with ThreadPoolExecutor(self.threads()) as pool:
-            waiting: deque[Future] = deque()
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > self.threads():
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-
     def side_by_side(self, function: Any, items: Any) -> list[Any]:
         """Call a function for each item, as many at once as DuckDB has threads.
 
@@ -334,31 +280,15 @@ class Plugin(BasePlugin):
         """Return how many threads DuckDB has."""
         return int((self.creds.settings or {}).get("threads", 1))
 
+    def batches(self, query: str) -> Iterator[pa.RecordBatch]:
+        """Yield the sequences of a query."""
+        cursor = self.connection.cursor()
+        reader = cursor.sql(query).to_arrow_reader(SEQUENCES_PER_BATCH)
+        return grouped(reader.schema, reader)
+
     def query(self, query: str) -> pa.Table:
         """Return the rows of a query."""
         return self.connection.cursor().sql(query).to_arrow_table()
-
-
-def emptied(folder: Path) -> Path:
-    """Make a folder, without what an earlier run may have left there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
-
-
-def empty(schema: pa.Schema) -> pa.Table:
-    """Make a table without rows."""
-    return pa.Table.from_arrays(
-        [pa.nulls(0, field.type) for field in schema], schema=schema
-    )
-
-
-def whole(tables: list[pa.Table]) -> pa.RecordBatch:
-    """Make one batch of tables with the same columns."""
-    table = pa.concat_tables(tables)
-    return pa.RecordBatch.from_arrays(
-        [column.combine_chunks() for column in table.columns], schema=table.schema
-    )
 
 
 def joined(rows: pa.Table, known: pa.Table) -> pa.Table:

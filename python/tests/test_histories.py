@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from omop_gpt.grammar import Grammar
-from omop_gpt.histories import Language, walked_batch
+from omop_gpt.histories import Language, States, walked_batch
 from omop_gpt.plugin import Plugin
 
 PER_TOKEN = (
@@ -52,7 +52,8 @@ def tables_of(grammar: Grammar) -> dict[str, pa.Table]:
     }
 
 
-def test_whole_is_what_the_grammar_calls_a_history(loop, grammar):
+def garbled(loop, grammar: Grammar) -> list[list[int] | None]:
+    """Sampled sequences, each followed by twenty with one fault or another."""
     rng = np.random.default_rng(3)
     rows = pq.read_table(loop / "generated_sequences")["token_ids"].to_pylist()
     sequences = [None, [], [grammar.bos_id], [grammar.eos_id]]
@@ -73,13 +74,20 @@ def test_whole_is_what_the_grammar_calls_a_history(loop, grammar):
             else:
                 ids[place] = None
             sequences.append(ids)
+    return sequences
+
+
+def test_whole_is_what_the_grammar_calls_a_history(loop, grammar):
+    sequences = garbled(loop, grammar)
     batch = pa.record_batch(
         {
             "person_id": pa.array(range(len(sequences)), pa.int64()),
             "token_ids": pa.array(sequences, pa.list_(pa.int32())),
         }
     )
-    found = walked_batch(Language.of(tables_of(grammar)), batch).to_pylist()
+    language = Language.of(tables_of(grammar))
+    found = walked_batch(language, batch).to_pylist()
+    assert walked_batch(States.of_grammar(grammar), batch).to_pylist() == found
     size = grammar.vocab_size
     wholes = 0
     for row in found:
@@ -88,7 +96,7 @@ def test_whole_is_what_the_grammar_calls_a_history(loop, grammar):
         is_whole = is_known and grammar.is_history(np.array(ids, dtype=np.int64))
         assert (row["is_known"], row["is_whole"]) == (is_known, is_whole), ids
         wholes += is_whole
-    assert len(rows) <= wholes < len(sequences) / 2
+    assert len(sequences) // 21 <= wholes < len(sequences) / 2
 
 
 def plugin(con: duckdb.DuckDBPyConnection) -> Plugin:
@@ -142,7 +150,7 @@ def test_batches_change_nothing(tmp_path, grammar, loop, monkeypatch):
     found = []
     for size in (100, 10_000_000):
         monkeypatch.setattr("omop_gpt.plugin.SEQUENCES_PER_BATCH", 64)
-        monkeypatch.setattr("omop_gpt.plugin.TOKENS_PER_BATCH", size)
+        monkeypatch.setattr("omop_gpt.batches.TOKENS_PER_BATCH", size)
         monkeypatch.setattr("omop_gpt.histories.TOKENS_PER_PIECE", size)
         read(con, tmp_path / str(size), grammar)
         found.append(
