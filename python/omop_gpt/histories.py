@@ -331,10 +331,13 @@ class Histories:
     def persons(self) -> pa.Table:
         """Tell the persons (PERSONS), as int_persons_told has them."""
         size, language = len(self.starts), self.language
+        year, age, gender, race, ethnicity = (
+            self.token_ids[self.starts + place] for place in range(1, 6)
+        )
 
-        def said(kind: str, values: np.ndarray) -> pa.Array:
-            places = self.places(kind)
-            return self.said(values, places, self.of(places), size)
+        def said(kind: str, values: np.ndarray, token_ids: np.ndarray) -> pa.Array:
+            is_other = language.kinds[token_ids] != language.orders[kind]
+            return arrow(values[token_ids].astype(np.int64), is_other)
 
         deaths = self.places("death")
         of = self.of(deaths)
@@ -347,11 +350,12 @@ class Histories:
             person_id=arrow(self.person_id),
             position=arrow(np.ones(size, dtype=np.int32)),
             year_of_birth=pc.subtract(
-                said("year", language.numbers), said("age", language.numbers)
+                said("year", language.numbers, year),
+                said("age", language.numbers, age),
             ),
-            gender_concept_id=said("gender", language.concepts),
-            race_concept_id=said("race", language.concepts),
-            ethnicity_concept_id=said("ethnicity", language.concepts),
+            gender_concept_id=said("gender", language.concepts, gender),
+            race_concept_id=said("race", language.concepts, race),
+            ethnicity_concept_id=said("ethnicity", language.concepts, ethnicity),
             visit_count=arrow(np.diff(self.opened[self.offsets])),
             event_count=arrow(np.diff(self.told[self.offsets])),
             death_position=arrow(position, lives),

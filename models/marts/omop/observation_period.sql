@@ -31,23 +31,32 @@ recorded_dates as (
 
     select
         person_id,
-        visit_start_date as recorded_date
+        least(visit_start_date, visit_end_date) as first_date,
+        greatest(visit_start_date, visit_end_date) as last_date
     from visits
     union all
     select
         person_id,
-        visit_end_date as recorded_date
-    from visits
-    union all
-    select
-        person_id,
-        event_date as recorded_date
+        event_date as first_date,
+        event_date as last_date
     from events
     union all
     select
         person_id,
-        death_date as recorded_date
+        death_date as first_date,
+        death_date as last_date
     from deaths
+
+),
+
+periods as (
+
+    select
+        person_id,
+        min(first_date) as start_date,
+        max(last_date) as end_date
+    from recorded_dates
+    group by person_id
 
 ),
 
@@ -55,15 +64,13 @@ final as (
 
     select
         -- One period a person, so the person's id serves.
-        cast(recorded_dates.person_id as bigint) as observation_period_id,
-        cast(recorded_dates.person_id as bigint) as person_id,
-        cast(min(recorded_dates.recorded_date) as date)
-            as observation_period_start_date,
-        cast(max(recorded_dates.recorded_date) as date) as observation_period_end_date,
+        cast(periods.person_id as bigint) as observation_period_id,
+        cast(periods.person_id as bigint) as person_id,
+        cast(periods.start_date as date) as observation_period_start_date,
+        cast(periods.end_date as date) as observation_period_end_date,
         cast(type_concepts.type_concept_id as bigint) as period_type_concept_id
-    from recorded_dates
+    from periods
     left join type_concepts on type_concepts.source_table = 'observation_period'
-    group by recorded_dates.person_id, type_concepts.type_concept_id
 
 )
 
