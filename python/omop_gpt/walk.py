@@ -6,10 +6,11 @@ written, and a walk that fails leaves it to them.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -39,10 +40,16 @@ def walking(
     files: Sequence[Path], vocabulary: Path, folder: Path, threads: int
 ) -> Iterator[None]:
     """Have another process walk the sequences of files meanwhile."""
-    command = [sys.executable, "-m", "omop_gpt.walk", vocabulary, folder, str(threads)]
-    begun[folder] = subprocess.Popen(
-        [*command, *files], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    with suppress(OSError):  # no process, or one that ended at once
+        begun[folder] = process = subprocess.Popen(
+            [sys.executable, "-m", __name__, vocabulary, folder, str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        with process.stdin as names:
+            json.dump([str(file) for file in files], names)
     try:
         yield
     finally:
@@ -58,8 +65,9 @@ def was_walked(folder: Path) -> bool:
 
 
 def main() -> None:
-    """Walk as the arguments say."""
-    vocabulary, folder, threads, *files = sys.argv[1:]
+    """Walk as the arguments say, the files whose names come in."""
+    vocabulary, folder, threads = sys.argv[1:]
+    files = json.load(sys.stdin)
 
     def batches() -> Iterator[pa.RecordBatch]:
         for file in files:
