@@ -70,13 +70,10 @@
     {%- endfor %}
     {%- set persons = ' left join persons on checked.person_id = persons.person_id'
         if 'person_id' in columns else '' %}
-    {%- set visits = ' left join visits'
-        ~ ' on checked.visit_occurrence_id = visits.visit_occurrence_id'
-        if 'visit_occurrence_id' in columns and table != 'visit_occurrence' else '' %}
     {{- return(
         'select unnest([\n        ' ~ counted | join(',\n        ')
         ~ '\n    ], recursive := true) from ' ~ relation ~ ' as checked'
-        ~ persons ~ visits
+        ~ persons
         if counted
     ) }}
 {% endmacro %}
@@ -125,8 +122,11 @@
     {%- elif name == 'isForeignKey' and check.other_table != 'concept' %}
         {%- if check.cdm_field == 'person_id' %}
             {%- set found = 'persons.person_id is not null' %}
-        {%- elif check.cdm_field == 'visit_occurrence_id' %}
-            {%- set found = 'visits.visit_occurrence_id is not null' %}
+        {%- elif check.other_table == 'visit_occurrence' %}
+            {{- return([
+                of_visits(check, 'named_count - found_count'),
+                of_visits(check, 'named_count')
+            ]) }}
         {%- else %}
             {%- set relation = source(source_name, check.other_table) if source_name
                 else ref(cdm_model(check.other_table)) %}
@@ -179,17 +179,19 @@
             violations(field ~ ' is not null and persons.death_date is not null')
         ]) }}
     {%- elif name == 'withinVisitDates' %}
-        {{- return([
-            violations(
-                day(field) ~ ' < visits.visit_start_date - 7 or ' ~ day(field)
-                ~ ' > visits.visit_end_date + 7'
-            ),
-            violations(
-                field ~ ' is not null and visits.visit_occurrence_id is not null'
-            )
-        ]) }}
+        {{- return([of_visits(check, 'outside_count'), of_visits(check, 'dated_count')]) }}
     {%- endif %}
     {{- return(none) }}
+{% endmacro %}
+
+{#- What visits_named counts of a table, or of a date in it. -#}
+{% macro of_visits(check, counted) %}
+    {%- set of_date = " and cdm_field = '" ~ check.cdm_field ~ "'"
+        if check.check_name == 'withinVisitDates' else '' %}
+    {{- return(
+        'coalesce(any_value((select max(' ~ counted ~ ') from visits_named where'
+        ~ " cdm_table = '" ~ check.cdm_table ~ "'" ~ of_date ~ ')), 0)'
+    ) }}
 {% endmacro %}
 
 {% macro violations(condition) %}
@@ -212,6 +214,19 @@
         ) }}
     {%- endif %}
     {{- return(text) }}
+{% endmacro %}
+
+{#-
+    Tables with a visit of each row: a date that must be within it, and what names it.
+    Of the visit that a visit follows no date is looked at.
+-#}
+{% macro visits_are_named_by() %}
+    {%- set found = [('visit_occurrence', none, 'preceding_visit_occurrence_id')] %}
+    {%- for check in seed_rows(ref('quality_checks'))
+        if execute and check.check_name == 'withinVisitDates' %}
+        {%- do found.append((check.cdm_table, check.cdm_field, 'visit_occurrence_id')) %}
+    {%- endfor %}
+    {{- return(found) }}
 {% endmacro %}
 
 {#- What the checks of several tables look up, as CTEs. -#}
@@ -265,6 +280,37 @@
             max(visit_end_date) as visit_end_date
         from {{ tables.visit_occurrence }}
         group by 1
+
+    ),
+
+    -- Of all tables at once: each with a join of its own would have the visits in memory
+    -- as often.
+    visits_named as (
+
+        select
+            named.cdm_table,
+            named.cdm_field,
+            count(named.visit_occurrence_id) as named_count,
+            count(visits.visit_occurrence_id) as found_count,
+            {{ violations('visits.visit_occurrence_id is not null and named.day is not null') }}
+                as dated_count,
+            {{ violations(
+                'named.day < visits.visit_start_date - 7'
+                ~ ' or named.day > visits.visit_end_date + 7'
+            ) }} as outside_count
+        from (
+            {%- for table, field, named_as in visits_are_named_by() %}
+            select
+                '{{ table }}' as cdm_table,
+                '{{ field }}' as cdm_field,
+                {{ named_as }} as visit_occurrence_id,
+                {{ day(field or 'null') }} as day
+            from {{ tables[table] }}
+            {{ 'union all' if not loop.last }}
+            {%- endfor %}
+        ) as named
+        left join visits on named.visit_occurrence_id = visits.visit_occurrence_id
+        group by 1, 2
 
     ),
 
