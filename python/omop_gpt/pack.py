@@ -205,7 +205,11 @@ def shared_classes(cache: Path, java_home: str) -> str:
 
     It writes them when it ends, reads them from the next time on, and does without if
     they are another Java's: half of its start. Needs no folder that can be written to.
+    A Java that has no classes of its own to share, as the wheel's, cannot, and must not
+    be asked to.
     """
+    if not (Path(java_home) / "lib" / "server" / "classes.jsa").is_file():
+        return "-Xshare:auto"
     with suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
     import pyspark

