@@ -292,8 +292,9 @@
             named.cdm_field,
             count(named.visit_occurrence_id) as named_count,
             count(visits.visit_occurrence_id) as found_count,
-            {{ violations('visits.visit_occurrence_id is not null and named.day is not null') }}
-                as dated_count,
+            {{ violations(
+                'visits.visit_occurrence_id is not null and named.day is not null'
+            ) }} as dated_count,
             {{ violations(
                 'named.day < visits.visit_start_date - 7'
                 ~ ' or named.day > visits.visit_end_date + 7'
