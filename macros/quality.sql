@@ -217,14 +217,23 @@
 {% endmacro %}
 
 {#-
-    Tables with a visit of each row: a date that must be within it, and what names it.
-    Of the visit that a visit follows no date is looked at.
+    Tables that name visits: each date that must be within them, none where none must,
+    and the field that names them.
 -#}
 {% macro visits_are_named_by() %}
-    {%- set found = [('visit_occurrence', none, 'preceding_visit_occurrence_id')] %}
-    {%- for check in seed_rows(ref('quality_checks'))
-        if execute and check.check_name == 'withinVisitDates' %}
-        {%- do found.append((check.cdm_table, check.cdm_field, 'visit_occurrence_id')) %}
+    {%- set checks = seed_rows(ref('quality_checks')) if execute else [] %}
+    {%- set dates = {} %}
+    {%- for check in checks if check.check_name == 'withinVisitDates' %}
+        {%- do dates.setdefault((check.cdm_table, 'visit_occurrence_id'), []).append(
+            check.cdm_field
+        ) %}
+    {%- endfor %}
+    {%- set found = [] %}
+    {%- for check in checks
+        if check.check_name == 'isForeignKey' and check.other_table == 'visit_occurrence' %}
+        {%- for date in dates.get((check.cdm_table, check.cdm_field), [none]) %}
+            {%- do found.append((check.cdm_table, date, check.cdm_field)) %}
+        {%- endfor %}
     {%- endfor %}
     {{- return(found) }}
 {% endmacro %}

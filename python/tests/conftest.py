@@ -23,6 +23,7 @@ from omop_gpt.grammar import Grammar, read_csv, save_language
 from omop_gpt.run import RunConfig, run
 from omop_gpt.sampler import SampleConfig, Sampler
 from omop_gpt.simulate import SimulateConfig, simulate
+from omop_gpt.slots import ATTENTION
 from omop_gpt.warehouse import project_folder
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -296,6 +297,24 @@ def sample_few(model, grammar, patients, flags, **scaled) -> dict[int, list[int]
     sampler = Sampler(model, grammar, config, calibration=Calibration(**scaled))
     with torch.inference_mode():
         return {s.patient: s.token_ids.tolist() for s in sampler.run(patients)}
+
+
+def sample_scaled_and_plain(model, grammar, name, value):
+    """Sample nine patients with a part of a Calibration, and without it.
+
+    Each must be the same beside others as alone, and the flag must turn the part off.
+    """
+    model.set_attn_implementation(ATTENTION)
+
+    def sampled(patients, value=value, **flags):
+        return sample_few(model, grammar, patients, flags, **{name: value})
+
+    first = sampled([*range(9)])
+    assert sampled([8, 3, 0]) == {patient: first[patient] for patient in (8, 3, 0)}
+    plain = sampled([*range(9)], value={})
+    assert plain != first
+    assert sampled([*range(9)], **{f"scale_{name}": False}) == plain
+    return first, plain
 
 
 @pytest.fixture(scope="session")

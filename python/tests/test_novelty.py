@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, random_history, sample_few
+from conftest import make_model, random_history, sample_scaled_and_plain
 from omop_gpt.grammar import Grammar, overlap_of
 from omop_gpt.novelty import (
     AS_IS,
@@ -13,7 +13,6 @@ from omop_gpt.novelty import (
     regression,
     runs_of,
 )
-from omop_gpt.slots import ATTENTION
 from scipy import optimize
 
 CONTEXT = 160
@@ -152,13 +151,4 @@ def test_regression_is_that_of_a_minimiser():
 
 
 def test_a_patient_is_the_same_beside_others(grammar: Grammar, model):
-    model.set_attn_implementation(ATTENTION)
-
-    def sampled(patients, novelty=WEIGHTS, **flags):
-        return sample_few(model, grammar, patients, flags, novelty=novelty)
-
-    first = sampled([*range(9)])
-    assert sampled([8, 3, 0]) == {patient: first[patient] for patient in (8, 3, 0)}
-    plain = sampled([*range(9)], novelty={})
-    assert plain != first
-    assert sampled([*range(9)], scale_novelty=False) == plain
+    sample_scaled_and_plain(model, grammar, "novelty", WEIGHTS)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, random_history, sample_few
+from conftest import make_model, random_history, sample_scaled_and_plain
 from omop_gpt.grammar import Grammar
 from omop_gpt.mask import Mask
 from omop_gpt.novelty import foretold, runs_of
@@ -15,7 +15,6 @@ from omop_gpt.seasons import (
     lacking,
     log_indices,
 )
-from omop_gpt.slots import ATTENTION
 
 CONTEXT = 160
 MONTHS = np.arange(12)
@@ -162,16 +161,7 @@ def test_a_table_keeps_its_chance_and_others_their_scores(grammar, seasons):
 def test_samples_have_the_months_and_are_the_same_beside_others(
     grammar: Grammar, model, seasons
 ):
-    model.set_attn_implementation(ATTENTION)
-
-    def sampled(patients, seasons=seasons, **flags):
-        return sample_few(model, grammar, patients, flags, seasons=seasons)
-
-    first = sampled([*range(9)])
-    assert sampled([8, 3, 0]) == {patient: first[patient] for patient in (8, 3, 0)}
-    plain = sampled([*range(9)], seasons={})
-    assert plain != first
-    assert sampled([*range(9)], scale_seasons=False) == plain
+    first, plain = sample_scaled_and_plain(model, grammar, "seasons", seasons)
 
     run = runs_of(grammar)["condition_occurrence"]
     half = (run.start + run.stop) // 2

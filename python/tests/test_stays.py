@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, random_history, sample_few
+from conftest import make_model, random_history, sample_few, sample_scaled_and_plain
 from omop_gpt.grammar import Cut, Grammar
 from omop_gpt.mask import Mask
 from omop_gpt.novelty import foretold
-from omop_gpt.slots import ATTENTION
 from omop_gpt.stays import (
     DAYS,
     StayProcessor,
@@ -147,8 +146,7 @@ def test_a_shift_is_the_likeliest_drawn_to_none():
 
 def test_as_many_visits_end_as_did(grammar, model, nights, stays):
     """By type and days, of what the fit was made of: all but what PRIOR keeps."""
-    came, expected, scaled = (np.zeros((grammar.vocab_size, len(DAYS) + 1)),) * 3
-    came, expected, scaled = came.copy(), expected.copy(), scaled.copy()
+    came, expected, scaled = np.zeros((3, grammar.vocab_size, len(DAYS) + 1))
     closes = torch.as_tensor(closing(grammar))
     mask = Mask(grammar, rows=1)
     processor = StayProcessor(stays, grammar, mask)
@@ -183,21 +181,13 @@ def test_as_many_visits_end_as_did(grammar, model, nights, stays):
 def test_samples_last_as_long_and_are_the_same_beside_others(
     grammar: Grammar, model, stays
 ):
-    model.set_attn_implementation(ATTENTION)
-
-    def sampled(patients, stays=stays, **flags):
-        return sample_few(model, grammar, patients, flags, stays=stays)
-
-    first = sampled([*range(9)])
-    assert sampled([8, 3, 0]) == {patient: first[patient] for patient in (8, 3, 0)}
-    plain = sampled([*range(9)], stays={})
-    assert plain != first
-    assert sampled([*range(9)], scale_stays=False) == plain
+    sample_scaled_and_plain(model, grammar, "stays", stays)
 
     name = grammar.tokens[overnight(grammar)]
 
     def without_night(added):
-        histories = sampled([*range(9)], stays={name: [added] + [0.0] * len(DAYS)})
+        stays = {name: [added] + [0.0] * len(DAYS)}
+        histories = sample_few(model, grammar, [*range(9)], {}, stays=stays)
         found = lengths(grammar, map(np.array, histories.values()))
         assert len(found) > 10
         return (found < 1).mean()
