@@ -309,14 +309,21 @@
                 ~ ' or named.day > visits.visit_end_date + 7'
             ) }} as outside_count
         from (
+            -- while the seed is not loaded, no more than this
+            select
+                cast(null as varchar) as cdm_table,
+                cast(null as varchar) as cdm_field,
+                cast(null as bigint) as visit_occurrence_id,
+                cast(null as date) as day
+            where false
             {%- for table, field, named_as in visits_are_named_by() %}
+            union all
             select
                 '{{ table }}' as cdm_table,
                 '{{ field }}' as cdm_field,
                 {{ named_as }} as visit_occurrence_id,
                 {{ day(field or 'null') }} as day
             from {{ tables[table] }}
-            {{ 'union all' if not loop.last }}
             {%- endfor %}
         ) as named
         left join visits on named.visit_occurrence_id = visits.visit_occurrence_id
